@@ -1,0 +1,117 @@
+"""The arrays that flow from text to loss, and the legend of their axes.
+
+Axis letters, in every signature of the project:
+
+    B  rows of a batch          S  columns of a row, in tokens
+    D  width of the model       E  dimension of an embedding
+    H  attention heads          K  width of a head
+    M  documents of a batch     N  masked positions of a row
+    V  vocabulary               L  layers
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+PADDING = 0  # the segment id of columns that hold no token
+
+Record = TypeVar("Record")
+
+
+def as_pytree(cls: type[Record]) -> type[Record]:
+    """Let JAX map over the fields of a dataclass.
+
+    Unlike `jax.tree_util.register_dataclass`, this rebuilds instances without calling
+    `__init__`: the shapes that fields declare hold for what a caller makes, while a
+    transformation may put shardings, axes or stacked arrays in their place.
+    """
+    assert dataclasses.is_dataclass(cls)
+    names = tuple(field.name for field in dataclasses.fields(cls))
+
+    def flatten(value: Record) -> tuple[list, None]:
+        return [getattr(value, name) for name in names], None
+
+    def flatten_with_keys(value: Record) -> tuple[list, None]:
+        keys = map(jax.tree_util.GetAttrKey, names)
+        return list(zip(keys, flatten(value)[0], strict=True)), None
+
+    def unflatten(_: None, children: Iterable) -> Record:
+        value = object.__new__(cls)
+        for name, child in zip(names, children, strict=True):
+            object.__setattr__(value, name, child)
+        return value
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
+
+
+@as_pytree
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Rows of token ids, each row one text or several packed one after another.
+
+    A text is a run of equal, positive segment ids; `PADDING` marks columns that hold
+    nothing. Segment ids carry all the encoder needs beside the ids: who attends to
+    whom, where a position count starts, and how long each text is.
+    """
+
+    ids: Int[Array | np.ndarray, "B S"]
+    segment_ids: Int[Array | np.ndarray, "B S"]
+    type_ids: Int[Array | np.ndarray, "B S"] | None = None  # None: all of type 0
+
+    @property
+    def mask(self) -> Bool[Array | np.ndarray, "B S"]:
+        """True where there is a token."""
+        return self.segment_ids != PADDING
+
+
+@as_pytree
+@dataclasses.dataclass(frozen=True)
+class MlmBatch:
+    """Corrupted rows and what they said before, at the masked positions only.
+
+    Rows hold different numbers of masked tokens, so `weights` is 0 where a slot of
+    `positions` is unused.
+    """
+
+    tokens: Tokens
+    positions: Int[Array | np.ndarray, "B N"]  # columns of the masked tokens
+    targets: Int[Array | np.ndarray, "B N"]  # the ids that stood there
+    weights: Bool[Array | np.ndarray, "B N"]
+
+
+@as_pytree
+@dataclasses.dataclass(frozen=True)
+class PairBatch:
+    """Queries and their documents, all from one source.
+
+    Documents come in groups of `M / B`, the positive first, its hard negatives after:
+    row `i * M / B` answers query `i`.
+    """
+
+    query: Tokens
+    document: Tokens
+
+
+def positions_and_lengths(
+    segment_ids: Int[Array, "B S"],
+) -> tuple[Int[Array, "B S"], Int[Array, "B S"]]:
+    """Count, for every column, its place in its own text and that text's tokens.
+
+    Both are functions of the segment ids alone, so padding and neighbours in a packed
+    row change neither.
+
+    Returns:
+        Positions from 0 in each segment, and the length of the segment a column is in.
+    """
+    columns = jnp.arange(segment_ids.shape[1])
+    begins = jnp.diff(segment_ids, axis=1, prepend=-1) != 0
+    ends = jnp.diff(segment_ids, axis=1, append=-1) != 0
+    first = jax.lax.cummax(jnp.where(begins, columns, 0), axis=1)
+    last = jax.lax.cummin(jnp.where(ends, columns, columns.size), axis=1, reverse=True)
+    return columns - first, last - first + 1

@@ -1,0 +1,1 @@
+"""The encoder, its heads, and what turns hidden states into embeddings."""
