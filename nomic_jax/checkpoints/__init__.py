@@ -1,0 +1,1 @@
+"""Checkpoints: published tensors and configs to ours and back, strictly."""

@@ -1,0 +1,57 @@
+"""From what a user names, a folder or a hub id, to a folder."""
+
+import re
+from pathlib import Path
+
+# Exactly what the reader and the tokenizer look at.
+FILES = [
+    *("config.json", "embedding.json", "modules.json", "sentence_bert_config.json"),
+    *("config_sentence_transformers.json", "*_Pooling/config.json"),
+    *("*_LayerNorm/config.json", "*_LayerNorm/model.safetensors"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("vocab.txt", "added_tokens.json"),
+]
+SAFETENSORS = ["model*.safetensors", "model.safetensors.index.json"]
+BIN = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+
+
+def resolve(source: str | Path) -> Path:
+    """Return the folder that a source names, fetched from the hub where it is an id.
+
+    Args:
+        source: a folder, or an id such as `nomic-ai/nomic-embed-text-v1.5`; what was
+            fetched before is found offline too.
+
+    Raises:
+        ValueError: it is neither, or the hub cannot be reached.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ValueError(f"{source} is a file; a model folder or a hub id is needed")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or str(source).startswith("."):
+        raise ValueError(
+            f"{source} is not a folder, nor a hub id (OWNER/NAME, such as "
+            "nomic-ai/nomic-embed-text-v1.5)"
+        )
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    def fetch(patterns: list[str]) -> Path:
+        return Path(
+            huggingface_hub.snapshot_download(
+                str(source), allow_patterns=FILES + patterns
+            )
+        )
+
+    try:
+        fetched = fetch(SAFETENSORS)
+        if not any(fetched.glob("model*.safetensors")):
+            fetched = fetch(BIN)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        why = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"{source} is not a folder here, and the hub did not give it: {why[0]}"
+        ) from None
+    return fetched

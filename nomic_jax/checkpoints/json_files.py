@@ -1,0 +1,49 @@
+"""JSON files of a folder, read with a clear line for what is no JSON object."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nomic_jax.checkpoints.problems import CheckpointError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        CheckpointError: there is no such file, or something else is in it.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path.parent} holds no {path.name}: it is not a model folder"
+        )
+    values = _parse(path)
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return values
+
+
+def read_json_list(path: Path) -> list[dict[str, Any]]:
+    """Read a file that holds a list of JSON objects.
+
+    Raises:
+        CheckpointError: something else is in it.
+    """
+    values = _parse(path)
+    if not isinstance(values, list) or not all(isinstance(v, dict) for v in values):
+        raise CheckpointError(f"{path} holds no list of JSON objects")
+    return values
+
+
+def _parse(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from None
+
+
+def write_json(path: Path, values: Mapping[str, Any] | list[Any]) -> None:
+    """Write values as indented JSON."""
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,52 @@
+"""Problems of a checkpoint, collected and told in one error, layers run together."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+
+_NUMBER = re.compile(r"(?<=\blayers\.)\d+(?=\.)")
+
+
+class CheckpointError(ValueError):
+    """A folder that is not the whole, unambiguous checkpoint of a known model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: its kind, the tensor or config key, and a remark."""
+
+    kind: str  # missing, unused, twice, shape, dtype, value, config, file
+    name: str
+    note: str = ""
+
+
+def listing(title: str, problems: Sequence[Problem]) -> str:
+    """Put problems under a title, one line each; the same of several layers is one.
+
+    `layers.0.x` to `layers.11.x` become `layers.{0..11}.x`.
+    """
+    layers: dict[Problem, list[int]] = {}
+    for problem in problems:
+        found = _NUMBER.search(problem.name)
+        key = dataclasses.replace(problem, name=_NUMBER.sub("{}", problem.name))
+        numbers = layers.setdefault(key, [])
+        if found:
+            numbers.append(int(found[0]))
+    lines = [title]
+    for problem, numbers in layers.items():
+        name = problem.name.replace("{}", ranges(numbers)) if numbers else problem.name
+        lines.append(f"  {problem.kind:8} {name}  {problem.note}".rstrip())
+    return "\n".join(lines)
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Write `3` for one number and `{0..4,7}` for several."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    parts = [f"{run[0]}..{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    text = ",".join(parts)
+    return text if text.isdigit() else "{" + text + "}"
