@@ -1,0 +1,1 @@
+"""Where batches come from: sources of text, and the step that picks their records."""
