@@ -1,0 +1,1 @@
+"""Making the training set better: which documents to set against a query."""

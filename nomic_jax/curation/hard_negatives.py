@@ -1,0 +1,157 @@
+"""Hard negatives: documents near a query that do not answer it.
+
+Nomic Embed (arXiv:2402.01613, section 4.3) takes the nearest documents of each query
+and samples among them at random. Those that score almost as high as a known positive
+are likely positives nobody marked, and are left out: NV-Retriever (arXiv:2407.15831,
+section 3.2) compares each with a percentage of the positive's score.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int64
+
+from nomic_jax.search import nearest
+
+
+def mine(
+    query_embeddings: Float[Array | np.ndarray, "Q E"],
+    document_embeddings: Float[Array | np.ndarray, "M E"],
+    positives: Sequence[Collection[int]],
+    *,
+    count: int,
+    margin: float | None,
+    pool: int = 20,
+    depth: int | None = None,
+    seed: int,
+    document_texts: Sequence[str] | None = None,
+) -> Int64[np.ndarray, "Q {count}"]:
+    """Choose exactly `count` negatives for each query.
+
+    Of the `depth` nearest documents, known positives and those above the margin are
+    dropped; `count` are drawn from the first `pool` that are left. Where fewer are
+    left, random documents fill up, and those above the margin, lowest first, only when
+    nothing else is there. A query's draw depends on `seed` and its row alone.
+
+    Args:
+        query_embeddings: unit rows.
+        document_embeddings: unit rows.
+        positives: the documents that answer each query, by index.
+        count: negatives of each query.
+        margin: share of the lowest positive's score that a negative may reach, in
+            (0, 1]; None lets every score pass.
+        pool: nearest allowed documents to draw from.
+        depth: nearest documents looked at, None: 5 * pool. Scores of those further off
+            are not compared with the margin.
+        seed: of the draw.
+        document_texts: the documents; where given, a text equal to a positive's is no
+            negative either.
+
+    Returns:
+        Document indices, nearest first, the random ones last.
+
+    Raises:
+        ValueError: the sizes do not fit one another, a query has no positive or too
+            few documents that could be negatives.
+    """
+    total = document_embeddings.shape[0]
+    _check(query_embeddings.shape[0], total, positives, document_texts)
+    if margin is not None and not 0 < margin <= 1:
+        raise ValueError(f"margin={margin} must be in (0, 1], or None for no margin")
+    depth = 5 * pool if depth is None else depth
+    if not 1 <= count <= pool <= depth:
+        raise ValueError(
+            f"count={count}, pool={pool}, depth={depth}: negatives are drawn from a "
+            "pool of the nearest, so 1 <= count <= pool <= depth is needed"
+        )
+    forbidden = _with_equal_texts(positives, document_texts)
+    limits = _limits(query_embeddings, document_embeddings, positives, margin)
+    scores, neighbours = nearest(
+        query_embeddings, document_embeddings, k=min(depth, total)
+    )
+    chosen = np.empty((len(positives), count), np.int64)
+    for row, banned in enumerate(forbidden):
+        if total - len(banned) < count:
+            raise ValueError(
+                f"query {row} has {total - len(banned)} documents that are not its "
+                f"positives and needs count={count}; lower count or add documents"
+            )
+        random = np.random.default_rng([seed, row])
+        allowed = ~np.isin(neighbours[row], banned)
+        below = scores[row] <= limits[row]
+        near = neighbours[row][allowed & below][:pool]
+        drawn = np.sort(random.permutation(len(near))[:count])  # sorted: nearest first
+        chosen[row, : len(drawn)] = near[drawn]
+        if missing := count - len(drawn):
+            above = neighbours[row][allowed & ~below]
+            others = np.ones(total, bool)
+            others[banned] = others[near] = others[above] = False
+            fill = random.permutation(np.flatnonzero(others))[:missing]
+            fill = np.concatenate([fill, above[::-1]])[:missing]
+            chosen[row, len(drawn) :] = fill
+    return chosen
+
+
+def _check(
+    queries: int,
+    documents: int,
+    positives: Sequence[Collection[int]],
+    texts: Sequence[str] | None,
+) -> None:
+    """Refuse positives or texts that do not belong to these embeddings.
+
+    Raises:
+        ValueError: with the numbers.
+    """
+    if len(positives) != queries:
+        raise ValueError(
+            f"positives are given for {len(positives)} of {queries} queries"
+        )
+    if texts is not None and len(texts) != documents:
+        raise ValueError(f"{len(texts)} document texts for {documents} embeddings")
+    for row, known in enumerate(positives):
+        if not known:
+            raise ValueError(f"query {row} has no positive; leave such queries out")
+        if min(known) < 0 or max(known) >= documents:
+            raise ValueError(
+                f"query {row} names positive {max(known, key=abs)}; documents are "
+                f"numbered 0 to {documents - 1}"
+            )
+
+
+def _with_equal_texts(
+    positives: Sequence[Collection[int]], texts: Sequence[str] | None
+) -> list[Int64[np.ndarray, "banned"]]:
+    """Add to each query's positives the documents that read the same as one of them."""
+    if texts is None:
+        return [np.array(sorted(set(known)), np.int64) for known in positives]
+    places = defaultdict(list)
+    for index, text in enumerate(texts):
+        places[text].append(index)
+    return [
+        np.array(sorted({i for p in known for i in places[texts[p]]}), np.int64)
+        for known in positives
+    ]
+
+
+def _limits(
+    queries: Float[Array | np.ndarray, "Q E"],
+    documents: Float[Array | np.ndarray, "M E"],
+    positives: Sequence[Collection[int]],
+    margin: float | None,
+) -> Float32[np.ndarray, "Q"]:
+    """Compute the highest score a negative of each query may have."""
+    if margin is None:
+        return np.full(len(positives), np.inf, np.float32)
+    queries, documents = jax.device_get((queries, documents))
+    lowest = np.array(
+        [
+            (documents[sorted(known)].astype(np.float32) @ query).min()
+            for known, query in zip(positives, queries.astype(np.float32), strict=True)
+        ],
+        np.float32,
+    )
+    # Equal to margin * lowest for a positive score; below a negative one, not above.
+    return (lowest - (1 - margin) * np.abs(lowest)).astype(np.float32)

@@ -1,0 +1,80 @@
+"""The mine stage: each training pair gets documents that only look like its answer."""
+
+import dataclasses
+from collections import defaultdict
+from pathlib import Path
+
+from nomic_jax.curation.hard_negatives import mine
+from nomic_jax.data.jsonl import write_pairs
+from nomic_jax.data.prepare import write_sources
+from nomic_jax.data.sources import PairSource, fingerprint
+from nomic_jax.embedder import Embedder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MineData:
+    """The pairs that get negatives."""
+
+    stage: str  # the prepare stage whose training pairs these are
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mining:
+    """Which documents become hard negatives of a query."""
+
+    count: int  # negatives written for each query
+    pool: int = 20  # nearest allowed documents they are drawn from
+    margin: float | None = 0.95  # drop those above this share of the answer's score
+    seed: int = 0  # of the draw
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MineStage:
+    """Find hard negatives with the encoder that the stage before left."""
+
+    name: str
+    data: MineData
+    mining: Mining
+
+
+def with_negatives(
+    source: PairSource, embedder: Embedder, mining: Mining
+) -> PairSource:
+    """Give every pair of a source hard negatives out of the source's own documents."""
+    documents = list(dict.fromkeys(pair.document for pair in source.pairs))
+    place = {document: i for i, document in enumerate(documents)}
+    answers: dict[str, set[int]] = defaultdict(set)
+    for pair in source.pairs:
+        answers[pair.query].add(place[pair.document])
+    queries = list(answers)
+    encode_query, encode_document = embedder.encoders(
+        source.query_prefix, source.document_prefix
+    )
+    found = mine(
+        encode_query(queries, progress=True),
+        encode_document(documents, progress=True),
+        [sorted(answers[query]) for query in queries],
+        count=mining.count,
+        pool=mining.pool,
+        margin=mining.margin,
+        seed=mining.seed,
+    )
+    negatives = {
+        query: tuple(documents[i] for i in row)
+        for query, row in zip(queries, found, strict=True)
+    }
+    pairs = [
+        dataclasses.replace(pair, negatives=negatives[pair.query])
+        for pair in source.pairs
+    ]
+    return dataclasses.replace(source, pairs=pairs)
+
+
+def mine_negatives(
+    sources: tuple[PairSource, ...], embedder: Embedder, mining: Mining, folder: Path
+) -> None:
+    """Mine all sources and write them as the prepare stage writes its own."""
+    mined = [with_negatives(source, embedder, mining) for source in sources]
+    for source in mined:
+        write_pairs(folder / "train" / f"{source.name}.jsonl", source.pairs)
+    write_sources(folder, mined, fingerprint=fingerprint(mined))

@@ -1,0 +1,1 @@
+"""Measuring embeddings: retrieval, semantic similarity, and the lexical baseline."""
