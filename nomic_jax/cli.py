@@ -1,0 +1,134 @@
+"""The command lines: `nomic-jax`, and what `train.py` calls.
+
+Exit status: 0 done, 2 the input was wrong, 1 a fault, 75 stopped by a signal after the
+state was saved. What a command needs is imported when it runs, so `--help` is quick.
+"""
+
+import argparse
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+WRONG_INPUT = 2
+
+Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Embed:
+    """Embed one text a line, of standard input or of a file, as unit vectors."""
+
+    model: Model  # folder or hub id
+    task: str  # whose prefix goes before each text: search_document, clustering, ...
+    input: Path | None = None  # .jsonl, or one text a line; None: standard input
+    output: Path | None = None  # .npy, .jsonl, .parquet; None: .npy to standard output
+    column: str = "text"  # of the text in JSON Lines
+    dim: int | None = None  # Matryoshka dimension; None: the full width
+    max_length: int | None = None  # tokens of the longest text; None: the model's
+    rotary_scaling_factor: float | None = None  # of Dynamic NTK, for longer texts
+    on_too_long: Literal["cut", "error"] = "cut"  # what texts over the maximum meet
+    dtype: Literal["float32", "bfloat16"] | None = None  # None: float32 on CPU
+
+
+@dataclasses.dataclass(frozen=True)
+class Verify:
+    """Check a model against its fingerprint and, where it is installed, PyTorch."""
+
+    model: Model  # folder or hub id
+
+
+def main() -> None:
+    """Run `nomic-jax` on the process's arguments and exit."""
+    sys.exit(nomic_jax(sys.argv[1:]))
+
+
+def nomic_jax(arguments: Sequence[str]) -> int:
+    """Run one subcommand and return the exit status."""
+    chosen = tyro.cli(Embed | Verify, prog="nomic-jax", args=list(arguments))
+    return guarded(
+        lambda: embed(chosen) if isinstance(chosen, Embed) else verify(chosen)
+    )
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Turn a `ValueError`, wrong input, into a line on standard error and status 2."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        return work()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG_INPUT
+
+
+def embed(options: Embed) -> int:
+    """Run `nomic-jax embed`."""
+    from nomic_jax.embed_files import check_output, read_input, write_vectors
+
+    check_output(options.output)
+    texts = read_input(options.input, column=options.column)
+
+    from nomic_jax.embedder import Embedder
+
+    embedder = Embedder.from_pretrained(
+        options.model,
+        max_length=options.max_length,
+        rotary_scaling_factor=options.rotary_scaling_factor,
+        dtype=options.dtype,
+    )
+    vectors = embedder.encode(
+        texts,
+        task=options.task,
+        dim=options.dim,
+        on_too_long=options.on_too_long,
+        progress=True,
+    )
+    write_vectors(options.output, texts, vectors)
+    return 0
+
+
+def verify(options: Verify) -> int:
+    """Run `nomic-jax verify`: a line for each comparison, status 1 if one fails."""
+    from nomic_jax.verify import comparisons
+
+    failed = False
+    for comparison in comparisons(options.model):
+        print(comparison, flush=True)
+        failed |= not comparison.passed
+    return int(failed)
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Run `train.py` and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Train what a config says; the same command resumes.",
+        epilog="--section.field VALUE sets a field of every stage that has it, "
+        "--STAGE.section.field VALUE of one stage; --config FILE --help lists them.",
+        allow_abbrev=False,
+        add_help="--config" not in " ".join(arguments),
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, help="such as configs/quickstart.py"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the run's folder (default: runs/NAME)"
+    )
+    options, rest = parser.parse_known_args(arguments)
+
+    def work() -> int:
+        from nomic_jax.overrides import override
+        from nomic_jax.stages import load_stages
+
+        stages = override(load_stages(options.config), rest)
+
+        from nomic_jax.recipe import run
+
+        run(stages, options.out or Path("runs") / options.config.stem)
+        return 0
+
+    return guarded(work)

@@ -1,0 +1,82 @@
+"""`--section.field VALUE` on the command line: set fields of a config's stages."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from nomic_jax.config import nearest
+from nomic_jax.stages import Stage
+
+
+def override(stages: Sequence[Stage], arguments: Sequence[str]) -> tuple[Stage, ...]:
+    """Return the stages with fields set as the arguments say.
+
+    `--section.field VALUE` sets every stage that has the field, `--STAGE.section.field
+    VALUE` one stage; where both name a field the later one counts.
+
+    Args:
+        stages: of a config.
+        arguments: of the command line, `--field value` or `--field=value`; `--help`
+            prints every field with its value and ends the process.
+
+    Raises:
+        ValueError: no stage has a field, a value is missing or of the wrong type, or a
+            stage refuses it.
+    """
+    import tyro
+
+    fields = {stage.name: set(_field_paths(stage)) for stage in stages}
+    expanded = []
+    for name, values in _options(arguments):
+        if name in ("help", "h"):
+            expanded.append("--help")
+            continue
+        first, _, rest = name.partition(".")
+        if first in fields and rest in fields[first]:
+            hits = [name]
+        else:
+            hits = [f"{stage}.{name}" for stage, its in fields.items() if name in its]
+        if not hits:
+            known = {path for its in fields.values() for path in its}
+            known |= {
+                f"{stage}.{path}" for stage, its in fields.items() for path in its
+            }
+            raise ValueError(f"no stage has a field {name!r}: {nearest(name, known)}")
+        expanded += [part for hit in hits for part in (f"--{hit}", *values)]
+    run = dataclasses.make_dataclass(
+        "Run", [(stage.name, type(stage), stage) for stage in stages], frozen=True
+    )
+    parsed = tyro.cli(run, args=expanded, prog="train.py --config CONFIG")
+    return tuple(getattr(parsed, stage.name) for stage in stages)
+
+
+def _options(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each option's name, in the config's spelling, and its values.
+
+    Raises:
+        ValueError: something stands before the first option.
+    """
+    name: str | None = None
+    values: list[str] = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            if name is not None:
+                yield name, values
+            name, equals, value = argument[2:].partition("=")
+            name, values = name.replace("-", "_"), [value] if equals else []
+        elif name is None:
+            raise ValueError(f"{argument!r} is no option; write --section.field VALUE")
+        else:
+            values.append(argument)
+    if name is not None:
+        yield name, values
+
+
+def _field_paths(section: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted path of every field that holds a value."""
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _field_paths(value, f"{prefix}{field.name}.")
+        elif prefix:  # a stage's own name is not to be set
+            yield prefix + field.name

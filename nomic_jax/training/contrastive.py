@@ -1,0 +1,124 @@
+"""The contrastive stages: pretraining on pairs, fine-tuning with hard negatives.
+
+Nomic Embed, arXiv:2402.01613, sections 4.2 and 4.3.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from nomic_jax.config import EmbeddingConfig
+from nomic_jax.data.pairs import TokenizedPairs
+from nomic_jax.data.schedule import Schedule
+from nomic_jax.data.sources import PairSource
+from nomic_jax.model.encoder import NomicBert
+from nomic_jax.tokenizer import TextTokenizer
+from nomic_jax.training.loop import LoopConfig, StepBatch, train
+from nomic_jax.training.optimizer import (
+    OptimizerConfig,
+    learning_rate,
+    make_optimizer,
+)
+from nomic_jax.training.run_folder import RunFolder
+from nomic_jax.training.steps import TrainState, contrastive_objective, make_update
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairData:
+    """The pairs of a contrastive stage."""
+
+    stage: str  # the earlier stage, prepare or mine, whose pairs these are
+    query_length: int  # tokens; longer queries are cut
+    document_length: int  # tokens; longer documents are cut
+    num_negatives: int = 0  # hard negatives drawn for each query in each batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContrastiveLoss:
+    """InfoNCE's one setting."""
+
+    temperature: float = 0.02  # similarities are divided by it; the published value
+
+    def __post_init__(self) -> None:
+        """Refuse a temperature that cannot divide.
+
+        Raises:
+            ValueError: the temperature is not positive.
+        """
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature} must be positive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContrastiveStage:
+    """Contrastive training of the encoder that the stage before left."""
+
+    name: str
+    data: PairData
+    loss: ContrastiveLoss
+    optimizer: OptimizerConfig
+    train: LoopConfig
+
+
+def train_contrastive(
+    stage: ContrastiveStage,
+    model: NomicBert,
+    tokenizer: TextTokenizer,
+    embedding: EmbeddingConfig,
+    sources: Sequence[PairSource],
+    folder: RunFolder,
+) -> NomicBert:
+    """Train an encoder on pairs, from the folder's newest checkpoint if there is one.
+
+    Args:
+        stage: the whole recipe.
+        model: where training starts; consumed.
+        tokenizer: whose ids the model knows.
+        embedding: pooling and layer norm.
+        sources: pairs, with as many hard negatives as the stage takes.
+        folder: where metrics and checkpoints go.
+
+    Raises:
+        ValueError: a source holds less than one batch, or too few hard negatives.
+    """
+    data, settings = stage.data, stage.train
+    schedule = Schedule.over(
+        {source.name: len(source) for source in sources},
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+    )
+    tokenized = {
+        source.name: TokenizedPairs.of(
+            source,
+            tokenizer,
+            query_length=data.query_length,
+            document_length=data.document_length,
+            num_negatives=data.num_negatives,
+        )
+        for source in sources
+    }
+    pad_id = model.config.pad_token_id
+
+    def batch_at(step: int) -> StepBatch:
+        source, records = schedule.at(step)
+        batch = tokenized[source].batch(
+            records,
+            num_negatives=data.num_negatives,
+            seed=settings.seed,
+            step=step,
+            pad_id=pad_id,
+        )
+        tokens = int(batch.query.mask.sum() + batch.document.mask.sum())
+        return StepBatch(source, batch, num_tokens=tokens)
+
+    optimizer = make_optimizer(stage.optimizer, settings.steps)
+    objective = contrastive_objective(embedding, scale=1 / stage.loss.temperature)
+    state = train(
+        stage.name,
+        TrainState.fresh(model, optimizer),
+        make_update(objective, optimizer, seed=settings.seed),
+        batch_at,
+        settings,
+        folder,
+        learning_rate=learning_rate(stage.optimizer, settings.steps),
+    )
+    return state.model

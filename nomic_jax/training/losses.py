@@ -1,0 +1,54 @@
+"""What training minimises: masked tokens' cross-entropy, and InfoNCE."""
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Float32, Int
+
+from nomic_jax.model.pooling import normalize
+
+
+def mlm_cross_entropy(
+    logits: Float32[Array, "B N V"],
+    targets: Int[Array, "B N"],
+    weights: Bool[Array, "B N"],
+) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
+    """Sum the cross-entropy of the masked tokens of all rows, and count them.
+
+    Sum and count are apart so that parts of a batch, whose rows hold different numbers
+    of masked tokens, add up to the batch's own mean.
+    """
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return jnp.sum(losses * weights), jnp.sum(weights, dtype=jnp.float32)
+
+
+def info_nce(
+    query: Float[Array, "B E"], document: Float[Array, "M E"], *, scale: float
+) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
+    """Cross-entropy of each query against every document of the batch.
+
+    van den Oord et al. 2018 (arXiv:1807.03748), equation 4, over cosine similarities
+    multiplied by `scale`, the inverse of the temperature. Documents come in groups of
+    `M / B`, positive first: row `i * M / B` answers query `i`; all other rows, its own
+    hard negatives included, are negatives.
+
+    Returns:
+        The mean loss, and the share of queries whose positive scores highest.
+
+    Raises:
+        ValueError: the documents do not come in groups of equal size.
+    """
+    if document.shape[0] % query.shape[0]:
+        raise ValueError(
+            f"{document.shape[0]} documents do not split among {query.shape[0]} "
+            "queries; give each its positive and the same number of hard negatives"
+        )
+    similarity = jnp.matmul(
+        normalize(query.astype(jnp.float32)),
+        normalize(document.astype(jnp.float32)).T,
+        preferred_element_type=jnp.float32,
+    )
+    logits = scale * similarity
+    answers = jnp.arange(query.shape[0]) * (document.shape[0] // query.shape[0])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, answers)
+    found = jnp.argmax(logits, axis=1) == answers
+    return losses.mean(), found.mean(dtype=jnp.float32)

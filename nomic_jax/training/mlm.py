@@ -1,0 +1,136 @@
+"""The MLM stage: a fresh encoder learns to fill gaps in packed text.
+
+Nomic Embed, arXiv:2402.01613, section 3.3.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from nomic_jax.config import ModelConfig, padded_vocabulary
+from nomic_jax.data.mlm import Masking, corrupt, pack
+from nomic_jax.data.schedule import Schedule
+from nomic_jax.model.heads import MaskedLanguageModel
+from nomic_jax.tokenizer import TextTokenizer
+from nomic_jax.training.loop import LoopConfig, StepBatch, train
+from nomic_jax.training.optimizer import (
+    OptimizerConfig,
+    learning_rate,
+    make_optimizer,
+)
+from nomic_jax.training.run_folder import RunFolder
+from nomic_jax.training.steps import TrainState, make_update, mlm_objective
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSize:
+    """A fresh NomicBERT; its vocabulary is the tokenizer's."""
+
+    num_layers: int
+    width: int  # of the residual stream
+    num_heads: int
+    mlp_width: int  # of the SwiGLU product
+    trained_positions: int  # tokens of the longest row
+    dropout: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MlmData:
+    """Packed rows and how they are corrupted."""
+
+    row_length: int  # tokens of a packed row
+    mask_rate: float = 0.3  # share of the tokens that is to be predicted
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MlmStage:
+    """Masked-language-model training of a fresh encoder on the prepared text."""
+
+    name: str
+    model: ModelSize
+    data: MlmData
+    optimizer: OptimizerConfig
+    train: LoopConfig
+
+
+def fresh_model(
+    stage: MlmStage, tokenizer: TextTokenizer, *, dtype: str
+) -> MaskedLanguageModel:
+    """Draw the stage's model, keyed by its seed.
+
+    Raises:
+        ValueError: the sizes fit no model.
+    """
+    config = ModelConfig(
+        **dataclasses.asdict(stage.model),
+        vocab_size=padded_vocabulary(tokenizer.size),
+        type_vocab_size=2,
+        layer_norm_epsilon=1e-12,
+        rope_base=1000.0,
+        pad_token_id=tokenizer.token_id("[PAD]"),
+        head="mlm",
+    )
+
+    @jax.jit
+    def draw() -> MaskedLanguageModel:
+        rngs = nnx.Rngs(stage.train.seed)
+        return MaskedLanguageModel(config, rngs=rngs, dtype=jnp.dtype(dtype))
+
+    return draw()
+
+
+def train_mlm(
+    stage: MlmStage,
+    model: MaskedLanguageModel,
+    tokenizer: TextTokenizer,
+    texts: Sequence[str],
+    folder: RunFolder,
+) -> MaskedLanguageModel:
+    """Train a model on texts, from the folder's newest checkpoint if there is one.
+
+    Args:
+        stage: the whole recipe.
+        model: fresh; consumed.
+        tokenizer: whose ids the model knows.
+        texts: documents, packed one after another.
+        folder: where metrics and checkpoints go.
+
+    Raises:
+        ValueError: the packed text does not fill one batch.
+    """
+    # No document is cut: it goes on in the next row.
+    encoded = tokenizer.encode(texts, max_length=np.iinfo(np.int32).max)
+    rows = pack(encoded.ids, row_length=stage.data.row_length)
+    schedule = Schedule.over(
+        {"text": len(rows)}, batch_size=stage.train.batch_size, seed=stage.train.seed
+    )
+    masking = Masking(
+        rate=stage.data.mask_rate,
+        mask_id=tokenizer.token_id("[MASK]"),
+        vocab_size=tokenizer.size,
+        special_ids=tokenizer.special_ids,
+        seed=stage.train.seed,
+    )
+
+    def batch_at(step: int) -> StepBatch:
+        source, records = schedule.at(step)
+        batch = corrupt(
+            rows[records], masking, step=step, row_numbers=range(len(records))
+        )
+        return StepBatch(source, batch, num_tokens=batch.tokens.ids.size)
+
+    optimizer = make_optimizer(stage.optimizer, stage.train.steps)
+    state = train(
+        stage.name,
+        TrainState.fresh(model, optimizer),
+        make_update(mlm_objective, optimizer, seed=stage.train.seed),
+        batch_at,
+        stage.train,
+        folder,
+        learning_rate=learning_rate(stage.optimizer, stage.train.steps),
+    )
+    return state.model
