@@ -109,7 +109,7 @@ def positions_and_lengths(
     Returns:
         Positions from 0 in each segment, and the length of the segment a column is in.
     """
-    columns = jnp.arange(segment_ids.shape[1])
+    columns = jnp.arange(segment_ids.shape[1])[None]
     begins = jnp.diff(segment_ids, axis=1, prepend=-1) != 0
     ends = jnp.diff(segment_ids, axis=1, append=-1) != 0
     first = jax.lax.cummax(jnp.where(begins, columns, 0), axis=1)

@@ -45,9 +45,7 @@ def inverse_frequencies(shape: Shape, head_width: int, length: int) -> Tensor:
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the halves of the last axis against each other."""
     first, second = x.chunk(2, dim=-1)
-    return torch.cat(
-        (first * cos - second * sin, second * cos + first * sin), dim=-1
-    )
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 def cosines_and_sines(

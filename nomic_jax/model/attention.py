@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
 from nomic_jax.config import ModelConfig
+from nomic_jax.model.linear import Linear, project
 from nomic_jax.model.rope import rotate
 
 # Longer rows are cut into blocks of queries: the scores of one head and block, 512 x
@@ -82,7 +83,7 @@ def _attend_head(q, query_segments, k, v, key_segments):
     """Attend from Q queries to S keys of one head."""
     scores = jnp.einsum("qk,sk->qs", q, k, preferred_element_type=jnp.float32)
     scores = scores * q.shape[-1] ** -0.5
-    same = query_segments[:, None] == key_segments
+    same = query_segments[:, None] == key_segments[None]
     # A finite floor, so that a block's extra query rows stay free of NaN.
     scores = jnp.where(same, scores, jnp.finfo(jnp.float32).min)
     return jax.nn.softmax(scores, axis=-1).astype(v.dtype) @ v
@@ -93,25 +94,12 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         """Draw fresh weights from N(0, initializer_range)."""
-        heads = (config.num_heads, config.head_width)
-        init = nnx.initializers.normal(config.initializer_range)
-        self.qkv = nnx.LinearGeneral(
-            config.width,
-            (3, *heads),
-            use_bias=False,
-            kernel_init=init,
-            dtype=dtype,
-            rngs=rngs,
+        width, heads = (config.width,), (config.num_heads, config.head_width)
+        deviation = config.initializer_range
+        self.qkv = Linear(
+            width, (3, *heads), deviation=deviation, dtype=dtype, rngs=rngs
         )
-        self.out = nnx.LinearGeneral(
-            heads,
-            config.width,
-            axis=(-2, -1),
-            use_bias=False,
-            kernel_init=init,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.out = Linear(heads, width, deviation=deviation, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -121,6 +109,8 @@ class Attention(nnx.Module):
         sin: Float32[Array, "B S half"],
     ) -> Float[Array, "B S D"]:
         """Mix the tokens of each segment."""
-        q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)  # each B S H K
+        x = x.astype(self.qkv.dtype)
+        # One product each: split from a common one they would have to be copied out.
+        q, k, v = (project(x, self.qkv.kernel[:, i]) for i in range(3))  # B S H K
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         return self.out(attend(q, k, v, segment_ids))

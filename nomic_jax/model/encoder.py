@@ -123,7 +123,7 @@ class NomicBert(nnx.Module):
         segment_ids = jnp.asarray(tokens.segment_ids)
         x = self.word_embedding.embedding[...][tokens.ids]
         types = self.type_embedding.embedding[...]
-        x += types[0] if tokens.type_ids is None else types[tokens.type_ids]
+        x += types[None, :1] if tokens.type_ids is None else types[tokens.type_ids]
         before, within = _split(dropout_keys, 2)
         x = drop(self.embedding_norm(x).astype(self.dtype), config.dropout, before)
         cos, sin = rotations(config, segment_ids)

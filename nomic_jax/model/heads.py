@@ -37,11 +37,15 @@ class MlmHead(nnx.Module):
         self, hidden: Float[Array, "*rows D"], word_table: Float[Array, "V D"]
     ) -> Float32[Array, "*rows V"]:
         """Score each hidden state against every token of the vocabulary."""
-        x = self.norm(jax.nn.silu(self.dense(hidden))).astype(hidden.dtype)
+        # Tokens as one axis: see `linear`, which tells what two would cost.
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        x = self.norm(jax.nn.silu(self.dense(rows))).astype(rows.dtype)
         logits = jnp.matmul(
             x, word_table.T.astype(x.dtype), preferred_element_type=jnp.float32
         )
-        return logits if self.bias is None else logits + self.bias[...]
+        if self.bias is not None:
+            logits += jnp.broadcast_to(self.bias[...], logits.shape)
+        return logits.reshape(*hidden.shape[:-1], -1)
 
 
 class MaskedLanguageModel(nnx.Module):

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from nomic_jax.config import ModelConfig
+from nomic_jax.model.linear import Linear
 
 
 class SwiGlu(nnx.Module):
@@ -17,21 +18,11 @@ class SwiGlu(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         """Draw fresh weights from N(0, initializer_range)."""
-        init = nnx.initializers.normal(config.initializer_range)
-
-        def linear(inputs: int, outputs: int) -> nnx.Linear:
-            return nnx.Linear(
-                inputs,
-                outputs,
-                use_bias=False,
-                kernel_init=init,
-                dtype=dtype,
-                rngs=rngs,
-            )
-
-        self.up = linear(config.width, config.mlp_width)
-        self.gate = linear(config.width, config.mlp_width)
-        self.down = linear(config.mlp_width, config.width)
+        width, inner = (config.width,), (config.mlp_width,)
+        deviation = config.initializer_range
+        self.up = Linear(width, inner, deviation=deviation, dtype=dtype, rngs=rngs)
+        self.gate = Linear(width, inner, deviation=deviation, dtype=dtype, rngs=rngs)
+        self.down = Linear(inner, width, deviation=deviation, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         """Apply the layer to each token."""

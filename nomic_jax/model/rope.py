@@ -48,7 +48,7 @@ def rotations(
     positions, lengths = positions_and_lengths(segment_ids)
     table = jnp.asarray(inverse_frequencies(config, segment_ids.shape[1]))
     if len(table) == 1:
-        frequencies = table
+        frequencies = table[None]
     else:
         frequencies = table[jnp.maximum(lengths - config.trained_positions, 0)]
     angles = positions[..., None].astype(jnp.float32) * frequencies

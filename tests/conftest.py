@@ -1,0 +1,96 @@
+"""Strict JAX, tiny models, and what is skipped where PyTorch or real folders lack."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+# Set before JAX starts: tests run on the processor unless another device is asked for.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+from nomic_jax.config import ModelConfig
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+WEIGHTS, DATA = "NOMIC_JAX_REAL_WEIGHTS", "NOMIC_JAX_REAL_DATA"
+REQUIRE_ALL = "NOMIC_JAX_REQUIRE_ALL"  # "1": a skip of a torch or real test fails
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("torch") and not importlib.util.find_spec("torch"):
+        pytest.skip("PyTorch is not installed; the extra [test] brings it")
+
+
+def _refuse_skip(report, name):
+    if report.skipped and os.environ.get(REQUIRE_ALL) == "1":
+        reason = report.longrepr[2] if report.longrepr else "no reason given"
+        report.outcome = "failed"
+        report.longrepr = f"{name} may not be skipped with {REQUIRE_ALL}=1: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    marked = item.get_closest_marker("torch") or item.get_closest_marker("real")
+    if marked and not hasattr(report, "wasxfail"):
+        _refuse_skip(report, item.nodeid)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    _refuse_skip(report, collector.nodeid)
+    return report
+
+
+def _folder(variable):
+    if variable not in os.environ:
+        pytest.skip(f"{variable} is not set")
+    folder = Path(os.environ[variable]).expanduser()
+    if not folder.is_dir():
+        pytest.skip(f"{variable}={folder} is not a folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_weights() -> Path:
+    """The folder that holds the published model folders, by model name."""
+    return _folder(WEIGHTS)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder that holds real text."""
+    return _folder(DATA)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ModelConfig:
+    """Two layers of width 32, trained on texts of up to 16 tokens."""
+    return ModelConfig(
+        vocab_size=128,
+        type_vocab_size=2,
+        num_layers=2,
+        width=32,
+        num_heads=2,
+        mlp_width=64,
+        layer_norm_epsilon=1e-12,
+        rope_base=1000.0,
+        trained_positions=16,
+        rope_scaling_factor=2.0,
+        # Ten times the published 0.02: attention is then far from uniform.
+        initializer_range=0.2,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config):
+    """A `NomicBert` with random weights."""
+    from flax import nnx
+
+    from nomic_jax.model.encoder import NomicBert
+
+    return NomicBert(tiny_config, rngs=nnx.Rngs(0))
