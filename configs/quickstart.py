@@ -29,20 +29,20 @@ stages = (
             beta2=0.98,
             epsilon=1e-6,
         ),
-        train=LoopConfig(steps=200, batch_size=32, seed=0),
+        train=LoopConfig(steps=150, batch_size=32, seed=0),
     ),
     ContrastiveStage(
         name="pretrain",
-        data=PairData(stage="prepare", query_length=32, document_length=96),
+        data=PairData(stage="prepare", query_length=32, document_length=64),
         loss=ContrastiveLoss(temperature=0.05),
         optimizer=OptimizerConfig(
-            learning_rate=1e-3,
+            learning_rate=2e-3,
             weight_decay=0.01,
             warmup_steps=20,
             schedule="inverse_sqrt",
             clip_norm=1.0,
         ),
-        train=LoopConfig(steps=200, batch_size=128, seed=0),
+        train=LoopConfig(steps=150, batch_size=128, seed=0),
     ),
     MineStage(
         name="mine",
@@ -52,16 +52,16 @@ stages = (
     ContrastiveStage(
         name="finetune",
         data=PairData(
-            stage="mine", query_length=32, document_length=96, num_negatives=3
+            stage="mine", query_length=32, document_length=64, num_negatives=3
         ),
         loss=ContrastiveLoss(temperature=0.05),
         optimizer=OptimizerConfig(
-            learning_rate=2e-4,
+            learning_rate=5e-4,
             weight_decay=0.01,
             warmup_steps=10,
             schedule="linear",
             clip_norm=1.0,
         ),
-        train=LoopConfig(steps=80, batch_size=48, seed=0),
+        train=LoopConfig(steps=60, batch_size=64, seed=0),
     ),
 )

@@ -17,6 +17,10 @@ import tyro
 WRONG_INPUT = 2
 
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+Number = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+Dtype = Literal["float32", "bfloat16"] | None
+Factor = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +29,14 @@ class Embed:
 
     model: Model  # folder or hub id
     task: str  # whose prefix goes before each text: search_document, clustering, ...
-    input: Path | None = None  # .jsonl, or one text a line; None: standard input
-    output: Path | None = None  # .npy, .jsonl, .parquet; None: .npy to standard output
+    input: File = None  # .jsonl, or one text a line; None: standard input
+    output: File = None  # .npy, .jsonl or .parquet; None: .npy to standard output
     column: str = "text"  # of the text in JSON Lines
-    dim: int | None = None  # Matryoshka dimension; None: the full width
-    max_length: int | None = None  # tokens of the longest text; None: the model's
-    rotary_scaling_factor: float | None = None  # of Dynamic NTK, for longer texts
+    dim: Number = None  # entries of a Matryoshka vector; None: the full width
+    max_length: Number = None  # tokens of the longest text; None: the model's
+    rotary_scaling_factor: Factor = None  # of Dynamic NTK, for longer texts
     on_too_long: Literal["cut", "error"] = "cut"  # what texts over the maximum meet
-    dtype: Literal["float32", "bfloat16"] | None = None  # None: float32 on CPU
+    dtype: Dtype = None  # of matmuls; None: float32 on CPU, bfloat16 elsewhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +62,7 @@ def nomic_jax(arguments: Sequence[str]) -> int:
 def guarded(work: Callable[[], int]) -> int:
     """Turn a `ValueError`, wrong input, into a line on standard error and status 2."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("nomic_jax").setLevel(logging.INFO)
     try:
         return work()
     except ValueError as error:
@@ -132,3 +137,7 @@ def train(arguments: Sequence[str]) -> int:
         return 0
 
     return guarded(work)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,29 +4,28 @@ import collections
 import dataclasses
 import functools
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32
 
+from nomic_jax.backend import Dtype, default_dtype, keep_compiled_programs
 from nomic_jax.batch import Tokens
+from nomic_jax.batching import OnTooLong, length_batches, tokenize
 from nomic_jax.checkpoints.embedding_rule import describe, embedding_for
 from nomic_jax.checkpoints.folder import build
 from nomic_jax.checkpoints.hub import resolve
 from nomic_jax.checkpoints.reader import read_checkpoint, without_head
 from nomic_jax.config import EmbeddingConfig, nearest
 from nomic_jax.model.encoder import NomicBert
-from nomic_jax.model.pooling import embed, normalize
-from nomic_jax.tokenizer import BUCKETS, TextTokenizer, bucket, pad
+from nomic_jax.model.pooling import embed, matryoshka
+from nomic_jax.tokenizer import BUCKETS, TextTokenizer, pad
 
-OnTooLong = Literal["cut", "error"]
-
-TOKENS_PER_BATCH = 16_384  # padding included; keeps 2 CPU cores busy within 1 GB
+TOKENS_PER_BATCH = 16_384  # padding included
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +61,8 @@ class Embedder:
         if config.max_length > trained and model.config.rope_scaling_factor is None:
             raise ValueError(
                 f"max_length={config.max_length} exceeds the {trained} positions the "
-                "model was trained on; set rope_scaling_factor (2.0 is the published "
-                "choice) to stretch them"
+                "model was trained on; rotary_scaling_factor=2.0, the published "
+                "choice, stretches them"
             )
         if config.max_length > BUCKETS[-1]:
             raise ValueError(
@@ -86,7 +85,7 @@ class Embedder:
         *,
         max_length: int | None = None,
         rotary_scaling_factor: float | None = None,
-        dtype: str | None = None,
+        dtype: Dtype | None = None,
     ) -> "Embedder":
         """Load a model folder of any known layout, or a checkpoint by its hub id.
 
@@ -102,8 +101,11 @@ class Embedder:
             dtype: of the matmuls; None is bfloat16 on GPU and TPU, float32 on CPU.
 
         Raises:
-            ValueError: the folder is not a whole checkpoint, or the length is refused.
+            ValueError: the folder is not a whole checkpoint, or the length or the type
+                is refused.
         """
+        if dtype is not None and dtype not in get_args(Dtype):
+            raise ValueError(f"dtype={dtype!r} must be one of {get_args(Dtype)}")
         keep_compiled_programs()
         folder = resolve(source)
         checkpoint = without_head(read_checkpoint(folder))
@@ -151,7 +153,7 @@ class Embedder:
             dim: Matryoshka dimension, None for the full width.
             on_too_long: `cut` shortens texts over the maximum length and warns once
                 with their number; `error` refuses them.
-            progress: show a bar with the texts per second and the time left.
+            progress: show a bar with the tokens per second and the time left.
 
         Returns:
             Rows of length 1.
@@ -163,19 +165,48 @@ class Embedder:
         from tqdm import tqdm
 
         width = self._checked_dim(dim)
-        rows = self._tokenize(texts, self._checked_prefix(task), on_too_long)
+        rows = tokenize(
+            texts,
+            self.tokenizer,
+            prefix=self._checked_prefix(task),
+            max_length=self.config.max_length,
+            on_too_long=on_too_long,
+        )
         out = np.empty((len(rows), width), np.float32)
-        with tqdm(total=len(rows), unit="text", disable=not progress) as bar:
-            pending = collections.deque()
+        # Counted in tokens: the longest texts come first, so texts would speed up.
+        total = sum(map(len, rows))
+        with tqdm(
+            total=total, unit="token", unit_scale=True, disable=not progress
+        ) as bar:
+            pending = collections.deque[tuple[Sequence[int], jax.Array]]()
+
+            def collect() -> None:
+                members, vectors = pending.popleft()
+                out[list(members)] = np.asarray(vectors)[: len(members)]
+                bar.update(sum(len(rows[i]) for i in members))
+
             for members, tokens in self._batches(rows):
-                pending.append(
-                    (members, _embed(self.model, tokens, self.config, width))
-                )
+                pooled = _pooled(self.model, tokens, self.config)
+                pending.append((members, _cut(pooled, width)))
                 if len(pending) > 1:  # the next batch is under way: this one is awaited
-                    bar.update(_collect(out, *pending.popleft()))
+                    collect()
             while pending:
-                bar.update(_collect(out, *pending.popleft()))
+                collect()
         return out
+
+    def _batches(
+        self, rows: Sequence[np.ndarray]
+    ) -> Iterator[tuple[Sequence[int], Tokens]]:
+        batches = length_batches(
+            [len(row) for row in rows],
+            max_length=self.config.max_length,
+            max_tokens=self.tokens_per_batch,
+        )
+        for batch in batches:
+            texts = [rows[i] for i in batch.members]
+            pad_id = self.model.config.pad_token_id
+            tokens = pad(texts, length=batch.length, rows=batch.rows, pad_id=pad_id)
+            yield batch.members, tokens
 
     def encoders(
         self, query_prefix: str, document_prefix: str
@@ -222,94 +253,13 @@ class Embedder:
             )
         return full if dim is None else dim
 
-    def _tokenize(
-        self, texts: Sequence[str], prefix: str, on_too_long: OnTooLong
-    ) -> list[np.ndarray]:
-        if isinstance(texts, str):
-            raise ValueError(
-                "texts is one string; give a list, [text] for a single one"
-            )
-        empty = [i for i, text in enumerate(texts) if not text.strip()]
-        if empty:
-            raise ValueError(
-                f"{len(empty)} of {len(texts)} texts hold no visible character, the "
-                f"first at index {empty[0]}; leave them out"
-            )
-        limit = self.config.max_length
-        encoded = self.tokenizer.encode([prefix + t for t in texts], max_length=limit)
-        if encoded.cut and on_too_long == "error":
-            raise ValueError(
-                f"{len(encoded.cut)} of {len(texts)} texts exceed {limit} tokens, the "
-                f"first at index {encoded.cut[0]}; cut them, or allow cutting"
-            )
-        if encoded.cut:
-            logger.warning(
-                "cut %d of %d texts to %d tokens", len(encoded.cut), len(texts), limit
-            )
-        return encoded.ids
 
-    def _batches(
-        self, rows: Sequence[np.ndarray]
-    ) -> Iterator[tuple[Sequence[int], Tokens]]:
-        """Yield batches of similar length, longest first, with their rows' places.
-
-        Shapes come from few: a length of `BUCKETS` by a power of two of rows.
-        """
-        lengths = [min(bucket(len(row)), self.config.max_length) for row in rows]
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-        start = 0
-        while start < len(order):
-            length = lengths[order[start]]
-            most = 1 << max(self.tokens_per_batch // length, 1).bit_length() - 1
-            members = order[start : start + most]
-            # Texts that fit a shorter bucket wait for it, unless they complete this row
-            # count: an empty row costs as much as a padded one.
-            fitting = sum(lengths[i] == length for i in members)
-            count = 1 << (fitting - 1).bit_length()
-            members = members[:count]
-            texts = [rows[i] for i in members]
-            yield (
-                members,
-                pad(
-                    texts,
-                    length=length,
-                    rows=count,
-                    pad_id=self.model.config.pad_token_id,
-                ),
-            )
-            start += len(members)
+@functools.partial(jax.jit, static_argnums=2)
+def _pooled(
+    model: NomicBert, tokens: Tokens, config: EmbeddingConfig
+) -> Float32[Array, "B D"]:
+    return embed(model(tokens), jnp.asarray(tokens.mask), config)
 
 
-def _collect(
-    out: np.ndarray, members: Sequence[int], vectors: Float32[Array, "B E"]
-) -> int:
-    """Put a batch's vectors where their texts stood; return how many."""
-    out[list(members)] = np.asarray(vectors)[: len(members)]
-    return len(members)
-
-
-def _embed_rows(
-    model: NomicBert, tokens: Tokens, config: EmbeddingConfig, width: int
-) -> Float32[Array, "B E"]:
-    hidden = model(tokens)
-    pooled = embed(hidden, jnp.asarray(tokens.mask), config)
-    return normalize(pooled[:, :width])
-
-
-_embed = jax.jit(_embed_rows, static_argnums=(2, 3))
-
-
-def default_dtype() -> str:
-    """Return the type matmuls run in here: bfloat16 on GPU and TPU, float32 on CPU."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
-def keep_compiled_programs() -> None:
-    """Let JAX keep compiled programs on disk, unless it was told where already.
-
-    The folder is `nomic_jax/xla` under the user's cache folder (`XDG_CACHE_HOME`).
-    """
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(cache / "nomic_jax" / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+# Compiled apart from the encoder, so that another dimension costs no new encoder.
+_cut = jax.jit(matryoshka, static_argnums=1)

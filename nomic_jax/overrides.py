@@ -20,8 +20,9 @@ def override(stages: Sequence[Stage], arguments: Sequence[str]) -> tuple[Stage, 
             prints every field with its value and ends the process.
 
     Raises:
-        ValueError: no stage has a field, a value is missing or of the wrong type, or a
-            stage refuses it.
+        ValueError: no stage has a field, or something is no option.
+        SystemExit: with status 2 where a value is missing, of the wrong type, or
+            refused by its stage, which is said on standard error.
     """
     import tyro
 
@@ -59,10 +60,10 @@ def _options(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     name: str | None = None
     values: list[str] = []
     for argument in arguments:
-        if argument.startswith("--"):
+        if argument.startswith("--") or argument == "-h":
             if name is not None:
                 yield name, values
-            name, equals, value = argument[2:].partition("=")
+            name, equals, value = argument.lstrip("-").partition("=")
             name, values = name.replace("-", "_"), [value] if equals else []
         elif name is None:
             raise ValueError(f"{argument!r} is no option; write --section.field VALUE")

@@ -5,7 +5,9 @@ every stage that has the field, `--STAGE.section.field VALUE` one.
 """
 
 import importlib.util
-from collections.abc import Sequence
+import keyword
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -23,6 +25,7 @@ KINDS: dict[type, str] = {
     ContrastiveStage: "contrastive",
     MineStage: "mine",
 }
+RESERVED = ("model",)  # what else a run writes into its folder
 
 
 def load_stages(path: Path) -> tuple[Stage, ...]:
@@ -33,11 +36,18 @@ def load_stages(path: Path) -> tuple[Stage, ...]:
     """
     if not path.is_file():
         there = [str(p) for p in sorted(path.parent.glob("*.py"))]
-        raise ValueError(f"no config {path}: {nearest(str(path), there)}")
+        hint = nearest(str(path), there) if there else f"{path.parent} holds none"
+        raise ValueError(f"no config {path}: {hint}")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        place = f"{path}:{lines[-1]}" if lines else path
+        raise ValueError(f"{place}: {type(error).__name__}: {error}") from error
     stages = getattr(module, "stages", None)
     if not isinstance(stages, tuple):
         raise ValueError(f"{path} must define `stages`, a tuple of stages")
@@ -45,35 +55,67 @@ def load_stages(path: Path) -> tuple[Stage, ...]:
     return stages
 
 
-def check_stages(stages: Sequence[Stage]) -> None:
+def check_stages(stages: Sequence[object]) -> None:
     """Refuse stages that cannot follow one another.
 
     Raises:
-        ValueError: a stage is of an unknown kind, shares its name, or uses one that
-            does not come before it; every problem is named.
+        ValueError: a stage is of an unknown kind, has a name that cannot be a folder
+            or an option, or does not fit those before it; every problem is named.
     """
-    problems = []
+    problems = [] if stages else ["there is none"]
     seen: dict[str, Stage] = {}
     for stage in stages:
-        if type(stage) not in KINDS:
+        if not isinstance(stage, Stage):
             problems.append(f"{stage!r} is not a stage")
             continue
-        if stage.name in seen:
-            problems.append(f"two stages are named {stage.name!r}")
-        if isinstance(stage, ContrastiveStage | MineStage):
-            if stage.data.stage not in seen:
-                problems.append(
-                    f"{stage.name} takes its pairs from {stage.data.stage!r}, which is "
-                    f"no stage before it: {nearest(stage.data.stage, seen)}"
-                )
-            if not any(
-                isinstance(s, MlmStage | ContrastiveStage) for s in seen.values()
-            ):
-                problems.append(f"{stage.name} needs a stage before it that trains")
-        if isinstance(stage, MlmStage) and not any(
-            isinstance(s, PrepareStage) for s in seen.values()
-        ):
-            problems.append(f"{stage.name} needs a prepare stage before it")
-        seen[stage.name] = stage
+        name = stage.name
+        if not name.isidentifier() or keyword.iskeyword(name) or name in RESERVED:
+            problems.append(
+                f"{name!r} cannot be a name: letters, digits and _ can, "
+                f"{', '.join(RESERVED)} and Python's words cannot"
+            )
+        if name in seen:
+            problems.append(f"two stages are named {name!r}")
+        problems += _misplaced(stage, seen)
+        seen[name] = stage
     if problems:
         raise ValueError("the config's stages: " + "; ".join(problems))
+
+
+def _misplaced(stage: Stage, earlier: Mapping[str, Stage]) -> Iterator[str]:
+    """Say why a stage cannot follow the earlier ones."""
+    kinds = {type(other) for other in earlier.values()}
+    trained = not kinds.isdisjoint((MlmStage, ContrastiveStage))
+    if isinstance(stage, PrepareStage):
+        if PrepareStage in kinds:
+            yield f"{stage.name} would bring a second tokenizer: prepare only once"
+        return
+    if isinstance(stage, MlmStage):
+        if PrepareStage not in kinds:
+            yield f"{stage.name} needs a prepare stage before it"
+        if trained:
+            yield f"{stage.name} would discard what is trained: it starts a fresh model"
+        return
+    if not trained:
+        yield f"{stage.name} needs a stage before it that trains"
+    pairs = stage.data.stage
+    givers = {
+        name: other
+        for name, other in earlier.items()
+        if isinstance(other, PrepareStage | MineStage)
+    }
+    if pairs not in givers:
+        yield (
+            f"{stage.name} takes its pairs from {pairs!r}, which is no prepare or mine "
+            "stage before it" + (f": {nearest(pairs, givers)}" if givers else "")
+        )
+    giver = givers.get(pairs)
+    if (
+        isinstance(stage, ContrastiveStage)
+        and isinstance(giver, MineStage)
+        and stage.data.num_negatives > giver.mining.count
+    ):
+        yield (
+            f"{stage.name} takes num_negatives={stage.data.num_negatives} of each "
+            f"query, of which {giver.name} finds count={giver.mining.count}"
+        )

@@ -27,6 +27,22 @@ class Mining:
     margin: float | None = 0.95  # drop those above this share of the answer's score
     seed: int = 0  # of the draw
 
+    def __post_init__(self) -> None:
+        """Refuse a draw that cannot be made, before any model is trained for it.
+
+        Raises:
+            ValueError: the numbers do not fit one another.
+        """
+        if not 1 <= self.count <= self.pool:
+            raise ValueError(
+                f"count={self.count} negatives are drawn from pool={self.pool} "
+                "documents: 1 <= count <= pool is needed"
+            )
+        if self.margin is not None and not 0 < self.margin <= 1:
+            raise ValueError(f"margin={self.margin} must be in (0, 1], or None")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must not be negative")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MineStage:
@@ -40,7 +56,13 @@ class MineStage:
 def with_negatives(
     source: PairSource, embedder: Embedder, mining: Mining
 ) -> PairSource:
-    """Give every pair of a source hard negatives out of the source's own documents."""
+    """Give every pair of a source hard negatives out of the source's own documents.
+
+    Pairs that share a query share its negatives, and no answer of any is among them.
+
+    Raises:
+        ValueError: the source has too few documents, or prefixes of no task.
+    """
     documents = list(dict.fromkeys(pair.document for pair in source.pairs))
     place = {document: i for i, document in enumerate(documents)}
     answers: dict[str, set[int]] = defaultdict(set)
@@ -50,6 +72,13 @@ def with_negatives(
     encode_query, encode_document = embedder.encoders(
         source.query_prefix, source.document_prefix
     )
+    most = max(map(len, answers.values()))
+    if len(documents) - most < mining.count:
+        raise ValueError(
+            f"source {source.name!r} has {len(documents)} documents, of which {most} "
+            f"answer one query; {mining.count} others are needed as its negatives: "
+            "lower count or give more pairs"
+        )
     found = mine(
         encode_query(queries, progress=True),
         encode_document(documents, progress=True),

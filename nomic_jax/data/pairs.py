@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nomic_jax.batch import PairBatch
+from nomic_jax.batch import PairBatch, Tokens
 from nomic_jax.data.sources import PairSource
 from nomic_jax.tokenizer import TextTokenizer, bucket, pad
 
@@ -23,6 +23,8 @@ class TokenizedPairs:
     queries: Sequence[np.ndarray]
     documents: Sequence[np.ndarray]
     negatives: Sequence[Sequence[np.ndarray]]  # of each query, all of them
+    query_length: int  # tokens of a row, at most
+    document_length: int
 
     @classmethod
     def of(
@@ -60,6 +62,8 @@ class TokenizedPairs:
             tokenizer.encode(queries, max_length=query_length).ids,
             documents([pair.document for pair in source.pairs]),
             [[next(flat) for _ in texts] for texts in kept],
+            query_length,
+            document_length,
         )
 
     def batch(
@@ -84,9 +88,13 @@ class TokenizedPairs:
                 chosen = rng.choice(len(pool), size=num_negatives, replace=False)
                 documents += [pool[i] for i in chosen]
         queries = [self.queries[record] for record in records]
-        return PairBatch(_padded(queries, pad_id), _padded(documents, pad_id))
+        return PairBatch(
+            _padded(queries, self.query_length, pad_id),
+            _padded(documents, self.document_length, pad_id),
+        )
 
 
-def _padded(texts: Sequence[np.ndarray], pad_id: int):
+def _padded(texts: Sequence[np.ndarray], most: int, pad_id: int) -> Tokens:
+    """Pad to a bucket, but not beyond the length that texts are cut to."""
     longest = max(len(text) for text in texts)
-    return pad(texts, length=bucket(longest), pad_id=pad_id)
+    return pad(texts, length=min(bucket(longest), most), pad_id=pad_id)

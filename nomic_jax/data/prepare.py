@@ -5,6 +5,7 @@ tokenizer.json  sources.json  texts.jsonl  train/SOURCE.jsonl  held_out/SOURCE.j
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,18 @@ class PrepareConfig:
     limit: int = 20_000  # training pairs of a source, and texts of the MLM, at most
     vocab_size: int = 8192  # tokens of the WordPiece vocabulary trained on the text
     seed: int = 0  # of what is held out of a JSONL file
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no corpus can meet.
+
+        Raises:
+            ValueError: a count is not positive, or the share is outside (0, 1).
+        """
+        for name in ("held_out", "limit", "vocab_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 < self.held_out_share < 1:
+            raise ValueError(f"held_out_share={self.held_out_share} must be in (0, 1)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +80,7 @@ def prepare(config: PrepareConfig, folder: Path) -> None:
                 text for p in train[0].pairs for text in (p.query, p.document)
             )
             if text not in unseen
-        ]
+        ][: config.limit]
     tokenizer = TextTokenizer.train(texts, vocab_size=config.vocab_size)
     tokenizer.save(folder)
     write_texts(folder / "texts.jsonl", texts)
@@ -93,7 +106,10 @@ def write_sources(
             for source in sources
         ],
     }
-    (folder / "sources.json").write_text(json.dumps(value, indent=2) + "\n")
+    # Its presence says that the stage is done, so it must not be there by halves.
+    partial = folder / ".sources.json.partial"
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, folder / "sources.json")
 
 
 def read_sources(folder: Path, part: str) -> tuple[PairSource, ...]:

@@ -67,14 +67,21 @@ class Schedule:
         )
 
 
-# Orders are remembered for speed alone: each is a function of its arguments.
+# Orders are remembered for speed alone: each is a function of its arguments. NumPy
+# pads a key with zeros, so (seed, epoch) is stream 0 of the epoch; sources follow.
 @functools.lru_cache(maxsize=4)
 def _batch_order(schedule: Schedule, epoch: int) -> np.ndarray:
     counts = [size // schedule.batch_size for _, size in schedule.sizes]
     order = np.repeat(np.arange(len(counts)), counts)
-    return np.random.default_rng((schedule.seed, epoch)).permutation(order)
+    return _shuffled(order, (schedule.seed, epoch, 0))
 
 
 @functools.lru_cache(maxsize=64)
 def _record_order(size: int, seed: int, epoch: int, source: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch, source)).permutation(size)
+    return _shuffled(np.arange(size), (seed, epoch, 1 + source))
+
+
+def _shuffled(values: np.ndarray, key: tuple[int, ...]) -> np.ndarray:
+    order = np.random.default_rng(key).permutation(values)
+    order.flags.writeable = False  # callers get views of what is remembered
+    return order

@@ -31,6 +31,21 @@ class PairData:
     document_length: int  # tokens; longer documents are cut
     num_negatives: int = 0  # hard negatives drawn for each query in each batch
 
+    def __post_init__(self) -> None:
+        """Refuse rows without room for a token, and a negative count.
+
+        Raises:
+            ValueError: with the number.
+        """
+        for name in ("query_length", "document_length"):
+            if getattr(self, name) < 3:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be at least 3: "
+                    "[CLS] token [SEP]"
+                )
+        if self.num_negatives < 0:
+            raise ValueError(f"num_negatives={self.num_negatives} must not be negative")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContrastiveLoss:

@@ -1,15 +1,15 @@
 """The loop: batches in, steps dispatched, metrics out, checkpoints on the way.
 
 The host reads the metrics of earlier steps only after it has dispatched the next one,
-so the device never waits for it. Batches are made ahead in threads by Grain; which batch
-comes next follows from the step number alone.
+so the device never waits for it. Batches are made ahead in threads by Grain; which
+batch comes next follows from the step number alone.
 """
 
 import dataclasses
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -30,19 +30,21 @@ class LoopConfig:
     steps: int  # optimizer steps
     batch_size: int  # rows, or queries, of the whole batch
     seed: int  # of data order, masks and dropout
-    log_every: int = 10  # steps between lines of metrics
+    log_every: int = 10  # steps between lines of metrics, the means over these steps
     save_every: int = 500  # steps between checkpoints; one more comes at the end
     keep: int = 2  # checkpoints kept, the newest
 
     def __post_init__(self) -> None:
-        """Refuse counts below one.
+        """Refuse counts below one, and a negative seed.
 
         Raises:
-            ValueError: a count is not positive.
+            ValueError: with the number.
         """
         for name in ("steps", "batch_size", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,9 @@ def train(
     learning_rate: Callable[[int], Any],
 ) -> TrainState:
     """Train from the folder's newest checkpoint, or from `state`, to the last step.
+
+    What is logged is on disk before the checkpoint of the same step, so that a run
+    killed at any moment and begun again has a line for every step, once.
 
     Args:
         name: the stage's, for the progress line.
@@ -98,24 +103,27 @@ def train(
             for step, batch in _batches(batch_at, start, config.steps):
                 state, metrics = update(state, jax.device_put(batch.arrays))
                 # While that step runs, the ones before it can be read at no cost.
-                if waiting and step % config.log_every == 0:
+                if step % config.log_every == 0:
                     log.write(waiting)
-                    waiting = []
                 done = step + 1
                 waiting.append((done, batch, metrics))
-                if done % config.save_every == 0 and done < config.steps:
-                    checkpoints.save(done, state)
-                if asked.by is not None:
+                stop = asked.by is not None
+                if stop or done % config.save_every == 0 or done == config.steps:
                     log.write(waiting)
                     checkpoints.save(done, state)
+                if stop and done < config.steps:
+                    progress.write(
+                        f"{name}: stopped after step {done} of {config.steps}; the "
+                        "same command goes on from there",
+                        file=sys.stderr,
+                    )
                     raise SystemExit(INTERRUPTED)
-            if waiting:
-                log.write(waiting)
-        checkpoints.save(config.steps, state)
     return state
 
 
-def _batches(batch_at, start: int, stop: int):
+def _batches(
+    batch_at: Callable[[int], StepBatch], start: int, stop: int
+) -> Iterator[tuple[int, StepBatch]]:
     """Yield (step, batch), made ahead in threads, in order."""
     if start >= stop:
         return
@@ -132,11 +140,19 @@ def _batches(batch_at, start: int, stop: int):
 class _Log:
     """Writes the means over the steps since the last line, here and in the bar."""
 
-    def __init__(self, folder: RunFolder, progress: "tqdm", learning_rate):
+    def __init__(
+        self,
+        folder: RunFolder,
+        progress: "tqdm",
+        learning_rate: Callable[[int], Any],
+    ):
         self.folder, self.progress, self.learning_rate = folder, progress, learning_rate
         self.began = time.monotonic()
 
     def write(self, waiting: list[tuple[int, StepBatch, Metrics]]) -> None:
+        """Write a line for the steps that wait, if any do, and empty the list."""
+        if not waiting:
+            return
         values = jax.device_get([metrics for _, _, metrics in waiting])
         means = {
             key: float(sum(v[key] for v in values) / len(values)) for key in values[0]
@@ -160,13 +176,15 @@ class _Log:
                 "time": round(time.time(), 3),
             }
         )
+        waiting.clear()
 
 
 class _Signal:
-    """Notes the first SIGTERM or SIGINT, so that the loop can end between two steps."""
+    """Notes SIGTERM or SIGINT, so that the loop can end between two steps."""
 
     def __init__(self):
         self.by: int | None = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "_Signal":
         self._before = {
@@ -177,6 +195,8 @@ class _Signal:
 
     def _note(self, number: int, _frame: object) -> None:
         self.by = number
+        if number == signal.SIGINT:  # whoever presses Ctrl-C again will not wait
+            signal.signal(number, self._before[number])
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

@@ -1,5 +1,6 @@
 """What training minimises: masked tokens' cross-entropy, and InfoNCE."""
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Float32, Int
@@ -45,7 +46,9 @@ def info_nce(
     similarity = jnp.matmul(
         normalize(query.astype(jnp.float32)),
         normalize(document.astype(jnp.float32)).T,
-        preferred_element_type=jnp.float32,
+        # By default accelerators round float32 operands of a product to bfloat16 or
+        # TF32, which a scale of 50 would make an error of tenths in the logits.
+        precision=jax.lax.Precision.HIGHEST,
     )
     logits = scale * similarity
     answers = jnp.arange(query.shape[0]) * (document.shape[0] // query.shape[0])

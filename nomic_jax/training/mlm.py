@@ -37,6 +37,26 @@ class ModelSize:
     trained_positions: int  # tokens of the longest row
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Refuse sizes that fit no model, before any text is read.
+
+        Raises:
+            ValueError: with every problem found.
+        """
+        self.config(vocab_size=1, pad_token_id=0)
+
+    def config(self, *, vocab_size: int, pad_token_id: int) -> ModelConfig:
+        """Complete the sizes with the published models' constants."""
+        return ModelConfig(
+            **dataclasses.asdict(self),
+            vocab_size=vocab_size,
+            type_vocab_size=2,
+            layer_norm_epsilon=1e-12,
+            rope_base=1000.0,
+            pad_token_id=pad_token_id,
+            head="mlm",
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MlmData:
@@ -44,6 +64,17 @@ class MlmData:
 
     row_length: int  # tokens of a packed row
     mask_rate: float = 0.3  # share of the tokens that is to be predicted
+
+    def __post_init__(self) -> None:
+        """Refuse rows of nothing, and a rate that leaves nothing to do.
+
+        Raises:
+            ValueError: with the number.
+        """
+        if self.row_length < 1:
+            raise ValueError(f"row_length={self.row_length} must be at least 1")
+        if not 0 < self.mask_rate < 1:
+            raise ValueError(f"mask_rate={self.mask_rate} must be in (0, 1)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,23 +87,26 @@ class MlmStage:
     optimizer: OptimizerConfig
     train: LoopConfig
 
+    def __post_init__(self) -> None:
+        """Refuse rows longer than the model's positions, before any text is read.
+
+        Raises:
+            ValueError: with both numbers.
+        """
+        if self.data.row_length > self.model.trained_positions:
+            raise ValueError(
+                f"{self.name}: data.row_length={self.data.row_length} exceeds "
+                f"model.trained_positions={self.model.trained_positions}"
+            )
+
 
 def fresh_model(
     stage: MlmStage, tokenizer: TextTokenizer, *, dtype: str
 ) -> MaskedLanguageModel:
-    """Draw the stage's model, keyed by its seed.
-
-    Raises:
-        ValueError: the sizes fit no model.
-    """
-    config = ModelConfig(
-        **dataclasses.asdict(stage.model),
+    """Draw the stage's model, keyed by its seed."""
+    config = stage.model.config(
         vocab_size=padded_vocabulary(tokenizer.size),
-        type_vocab_size=2,
-        layer_norm_epsilon=1e-12,
-        rope_base=1000.0,
         pad_token_id=tokenizer.token_id("[PAD]"),
-        head="mlm",
     )
 
     @jax.jit

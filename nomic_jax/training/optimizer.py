@@ -31,11 +31,17 @@ class OptimizerConfig:
         """Refuse settings that no run can mean.
 
         Raises:
-            ValueError: a rate, count or norm is negative, or the schedule is unknown.
+            ValueError: a rate, count or norm is negative, a beta is outside [0, 1),
+                epsilon is not positive, or the schedule is unknown.
         """
         for name in ("learning_rate", "weight_decay", "warmup_steps", "clip_norm"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")
+        if self.epsilon <= 0:
+            raise ValueError(f"epsilon={self.epsilon} must be positive")
         if self.schedule not in ("linear", "cosine", "inverse_sqrt"):
             raise ValueError(
                 f"schedule={self.schedule!r} must be linear, cosine or inverse_sqrt"
@@ -45,9 +51,10 @@ class OptimizerConfig:
 def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """Return the learning rate as a function of the optimizer steps already done.
 
-    The first update of a warmup has rate 0, as with PyTorch's schedulers, stepped after
-    the optimizer. `inverse_sqrt` falls as `sqrt(warmup / step)`, and with a span of
-    10,000 steps where there is no warmup; the others reach 0 at `total_steps`.
+    The first update of a warmup has rate 0, as with PyTorch's schedulers, which are
+    stepped after the optimizer. `inverse_sqrt` falls as `sqrt(warmup / step)`, and with
+    a span of 10,000 steps where there is no warmup; the others reach 0 at
+    `total_steps`.
     """
     warmup = config.warmup_steps
 
@@ -86,7 +93,7 @@ def decay_mask(parameters: Any) -> Any:
         A tree of booleans with the structure of `parameters`.
     """
 
-    def decays(path, array) -> bool:
+    def decays(path: tuple[Any, ...], array: jax.Array) -> bool:
         name = parameter_name(path)
         shape = array.shape[1:] if ".blocks." in f".{name}" else array.shape
         return len([n for n in shape if n > 1]) >= 2 and "bias" not in name

@@ -73,7 +73,8 @@ class RunFolder:
             ValueError: the fields that differ are named with both values.
         """
         file = path / "config.json"
-        if not file.is_file():
+        # A stage that failed before it left anything else is as good as new.
+        if not file.is_file() or len(list(path.iterdir())) == 1:
             return
         earlier = json.loads(file.read_text())["stage"]
         new = json.loads(json.dumps(config))  # tuples become lists, as on disk
@@ -119,7 +120,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def named_arrays(state: TrainState) -> dict[str, jax.Array]:
     """Flatten a state into plain arrays under plain names."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    return {parameter_name(path): array for path, array in leaves}
+    named = {parameter_name(path): array for path, array in leaves}
+    assert len(named) == len(leaves), "two arrays of the state share a name"
+    return named
 
 
 def from_named_arrays(
@@ -169,7 +172,10 @@ class Checkpoints:
         self._manager.close()
 
     def save(self, step: int, state: TrainState) -> None:
-        """Copy the state to the host and write it in the background."""
+        """Copy the state to the host and write it in the background.
+
+        On return the state may be donated to the next step.
+        """
         if self.latest_step != step:
             self._manager.save(step, args=self._save(named_arrays(state)), force=True)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float32, Int32, Key
 
-from nomic_jax.batch import MlmBatch, PairBatch, Tokens
+from nomic_jax.batch import MlmBatch, PairBatch, Tokens, as_pytree
 from nomic_jax.config import EmbeddingConfig
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
@@ -24,7 +24,7 @@ Metrics: TypeAlias = Mapping[str, Float32[Array, ""]]
 Objective: TypeAlias = Callable[[Any, Any, Key[Array, ""]], tuple[Any, Metrics]]
 
 
-@jax.tree_util.register_dataclass
+@as_pytree
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """All that a resumed run needs: the data's place is the step."""
@@ -47,7 +47,7 @@ def make_update(
     The metrics hold `loss`, `gradient_norm` and what the objective reports.
     """
 
-    def update(state: TrainState, batch):
+    def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         (loss, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(
             state.model, batch, key
@@ -56,7 +56,7 @@ def make_update(
         model = optax.apply_updates(state.model, changes)
         metrics = {
             "loss": loss,
-            "gradient_norm": optax.global_norm(gradient),
+            "gradient_norm": optax.tree.norm(gradient),
             **metrics,
         }
         return TrainState(model, moments, state.step + 1), metrics

@@ -1,0 +1,29 @@
+"""What the machine decides: the type of matmuls, and where compiled programs stay."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import jax
+
+Dtype = Literal["float32", "bfloat16"]
+
+MIN_COMPILE_TIME = "jax_persistent_cache_min_compile_time_secs"
+
+
+def default_dtype() -> Dtype:
+    """Return the type matmuls run in here: bfloat16 on GPU and TPU, float32 on CPU."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def keep_compiled_programs() -> None:
+    """Let JAX keep compiled programs on disk, unless it was told where already.
+
+    The folder is `nomic_jax/xla` under the user's cache folder (`XDG_CACHE_HOME`).
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "nomic_jax" / "xla"))
+        if MIN_COMPILE_TIME.upper() not in os.environ:
+            # JAX keeps what took 1 s to compile; small encoders take less, and add up.
+            jax.config.update(MIN_COMPILE_TIME, 0.2)

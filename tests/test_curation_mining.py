@@ -1,0 +1,104 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from nomic_jax.curation.mining import Mining, mine_negatives, with_negatives
+from nomic_jax.data.pairs import TokenizedPairs
+from nomic_jax.data.prepare import is_prepared, read_sources
+from nomic_jax.data.sources import Pair, PairSource
+from nomic_jax.embedder import Embedder
+from nomic_jax.tokenizer import TextTokenizer
+
+DOCUMENTS = [f"document number {i}" for i in range(12)]
+
+
+class Encoder(Embedder):
+    """Stands for an `Embedder`: a text's vector is drawn from the text."""
+
+    def __init__(self):
+        pass  # there is no model
+
+    def encoders(self, query_prefix, document_prefix):
+        assert query_prefix == "search_query: "
+        assert document_prefix == "search_document: "
+        return self.encode, self.encode
+
+    def encode(self, texts, *, progress):
+        assert len(set(texts)) == len(texts)  # nothing is embedded twice
+        rows = [
+            np.random.default_rng(list(text.encode())).normal(size=16) for text in texts
+        ]
+        rows = np.array(rows, np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def source(name="forum"):
+    """Three queries have several answers; documents answer several queries."""
+    pairs = [Pair(f"query {i % 9}", DOCUMENTS[(5 * i) % 12]) for i in range(12)]
+    return PairSource(name, pairs, "search_query: ", "search_document: ")
+
+
+def answers(pairs):
+    found = {}
+    for pair in pairs:
+        found.setdefault(pair.query, set()).add(pair.document)
+    return found
+
+
+@pytest.mark.parametrize("margin", [None, 0.95])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_pair_gets_count_negatives_and_none_answers_its_query(seed, margin):
+    mined = with_negatives(
+        source(), Encoder(), Mining(count=4, pool=6, seed=seed, margin=margin)
+    )
+    assert [(p.query, p.document) for p in mined.pairs] == [
+        (p.query, p.document) for p in source().pairs
+    ]
+    known = answers(source().pairs)
+    assert max(map(len, known.values())) == 2
+    for pair in mined.pairs:
+        assert len(pair.negatives) == len(set(pair.negatives)) == 4
+        assert set(pair.negatives) <= set(DOCUMENTS) - known[pair.query]
+
+
+def test_the_seed_chooses_and_the_same_seed_repeats():
+    def mined(seed):
+        settings = Mining(count=2, pool=8, seed=seed)
+        return with_negatives(source(), Encoder(), settings).pairs
+
+    assert mined(0) == mined(0)
+    assert mined(0) != mined(1)
+
+
+def test_a_source_with_too_few_documents_is_named():
+    with pytest.raises(ValueError) as caught:
+        with_negatives(source(), Encoder(), Mining(count=11, pool=11))
+    message = str(caught.value)
+    for part in ("'forum' has 12 documents", "2 answer one query; 11 others"):
+        assert part in message.replace("of which ", "")
+
+
+def test_what_is_written_is_read_unchanged_by_the_contrastive_stage(tmp_path):
+    sources = (source(), dataclasses.replace(source(), name="letters"))
+    settings = Mining(count=3, pool=6)
+    mine_negatives(sources, Encoder(), settings, tmp_path)
+    assert is_prepared(tmp_path)
+    read = read_sources(tmp_path, "train")
+    expected = [with_negatives(s, Encoder(), settings) for s in sources]
+    assert [(s.name, list(s.pairs)) for s in read] == [
+        (s.name, list(s.pairs)) for s in expected
+    ]
+    tokenizer = TextTokenizer.train(DOCUMENTS + ["query 0"] * 3, vocab_size=100)
+    tokenized = TokenizedPairs.of(
+        read[0], tokenizer, query_length=16, document_length=16, num_negatives=3
+    )
+    batch = tokenized.batch(np.arange(5), num_negatives=3, seed=0, step=0, pad_id=0)
+    assert len(batch.document.ids) == 5 * 4
+
+
+def test_nothing_says_done_where_a_source_cannot_be_mined(tmp_path):
+    few = PairSource("few", source().pairs[:2], "search_query: ", "search_document: ")
+    with pytest.raises(ValueError, match="'few' has 2 documents"):
+        mine_negatives((source(), few), Encoder(), Mining(count=3), tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,356 @@
+"""Texts in, unit vectors out: order, conventions, what is refused, what is kept."""
+
+import dataclasses
+import inspect
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_checkpoints as tiny
+from flax import nnx
+
+import nomic_jax.embedder
+from nomic_jax.batch import Tokens
+from nomic_jax.batching import tokenize
+from nomic_jax.config import EmbeddingConfig
+from nomic_jax.embedder import Embedder
+from nomic_jax.model.encoder import NomicBert
+from nomic_jax.tokenizer import BUCKETS, TextTokenizer
+
+WORDS = "a small fox jumps over the lazy dog while search query document : _".split()
+
+# Unit vectors of 32 entries, sums of at most 64 terms over 2 layers in another order.
+ROUNDING = 2e-6
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    text = " ".join(WORDS) + " clustering classification"
+    return TextTokenizer.train([text] * 3, vocab_size=128)
+
+
+def embedding(**changes):
+    values = {"pooling": "mean", "layer_norm": False, "max_length": 96}
+    return EmbeddingConfig(**(values | {"matryoshka_dims": (32, 16, 8)} | changes))
+
+
+@pytest.fixture(scope="module")
+def embedder(tiny_model, tokenizer):
+    return Embedder(tiny_model, tokenizer, embedding(), tokens_per_batch=64)
+
+
+def texts_of(*counts, seed=0):
+    """Texts of so many words each; a word is a token, `clustering: ` two more."""
+    random = np.random.default_rng(seed)
+    return [" ".join(random.choice(WORDS[:12], count)) for count in counts]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A published folder, as Nomic's, named so that v1.5's conventions are found."""
+    arrays = tiny.tensors()
+    for name, array in arrays.items():  # attention far from uniform, norms near 1
+        array *= 4 if "Wqkv" in name else 1
+        array += name.endswith(("ln.weight", "norm1.weight", "norm2.weight"))
+    source = tmp_path / "nomic-embed-text-v1.5"
+    return tiny.add_tokenizer(tiny.folder(source, arrays, tiny.NOMIC_CONFIG))
+
+
+def python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_list_embeds_as_each_text_alone_and_in_its_order(embedder):
+    texts = texts_of(2, 30, 3, 11, 1, 28, 12, 4, 2, 3, 13)
+    alone = [embedder.encode([text], task="clustering")[0] for text in texts]
+    together = embedder.encode(texts, task="clustering")
+    assert together.dtype == np.float32
+    np.testing.assert_allclose(together, np.stack(alone), atol=ROUNDING)
+    # The claim says something only if texts differ by more than rounding does.
+    far = np.abs(together - np.roll(together, 1, axis=0)).max(axis=1)
+    assert far.min() > 1000 * ROUNDING
+
+
+@pytest.fixture(scope="module")
+def pooled(tiny_model, tokenizer):
+    """Two texts and the means of their hidden states, each run alone, unpadded."""
+    texts = texts_of(3, 11)
+    means = []
+    run = jax.jit(lambda model, tokens: model(tokens))
+    for ids in tokenize(texts, tokenizer, prefix="clustering: ", max_length=96):
+        hidden = run(tiny_model, Tokens(ids[None], np.ones_like(ids)[None]))
+        means.append(np.asarray(hidden)[0].mean(axis=0, dtype=np.float64))
+    return texts, np.stack(means)
+
+
+def test_tasks_differ_by_their_prefix_alone(embedder):
+    texts = texts_of(3, 5, 4)
+    query, document = embedder.encode_query(texts), embedder.encode_document(texts)
+    assert np.array_equal(query, embedder.encode(texts, task="search_query"))
+    assert np.array_equal(document, embedder.encode(texts, task="search_document"))
+    assert np.abs(query - document).max() > 1000 * ROUNDING
+    for prefix, vectors in (("search_query: ", query), ("search_document: ", document)):
+        bare = Embedder(
+            embedder.model, embedder.tokenizer, embedding(prompts={"none": ""})
+        )
+        prefixed = bare.encode([prefix + text for text in texts], task="none")
+        np.testing.assert_allclose(vectors, prefixed, atol=ROUNDING)
+
+
+def test_a_source_is_embedded_by_its_prefixes(embedder):
+    query, document = embedder.encoders("search_query: ", "clustering: ")
+    texts = texts_of(3, 5)
+    assert np.array_equal(query(texts), embedder.encode_query(texts))
+    assert np.array_equal(document(texts), embedder.encode(texts, task="clustering"))
+    with pytest.raises(ValueError, match="no task has the prefix 'query: '"):
+        embedder.encoders("query: ", "clustering: ")
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_a_dim_is_the_first_entries_scaled_to_unit_length(
+    tiny_model, tokenizer, pooled, layer_norm
+):
+    embedder = Embedder(tiny_model, tokenizer, embedding(layer_norm=layer_norm))
+    texts, full = pooled
+    if layer_norm:
+        full = full - full.mean(axis=1, keepdims=True)
+        full /= np.sqrt(full.var(axis=1, keepdims=True) + 1e-5)
+    for dim in (8, 16, 32, None):
+        cut = full[:, :dim]
+        expected = cut / np.linalg.norm(cut, axis=1, keepdims=True)
+        got = embedder.encode(texts, task="clustering", dim=dim)
+        assert got.shape == (2, dim or 32)
+        np.testing.assert_allclose(got, expected, atol=ROUNDING)
+        # Float32 rounding of a length of 1.
+        np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-6)
+
+
+def test_another_dim_or_order_compiles_no_other_encoder(embedder):
+    texts = texts_of(1, 2, 3)
+    programs = nomic_jax.embedder._pooled
+    programs.clear_cache()
+    embedder.encode(texts, task="clustering")
+    embedder.encode(texts[::-1], task="classification", dim=8)
+    embedder.encode(texts_of(4, 1, 2, 2), task="clustering", dim=16)
+    assert programs._cache_size() == 1
+
+
+def test_a_thousand_texts_need_few_shapes(embedder, monkeypatch):
+    shapes = []
+
+    def instead(model, tokens, config):
+        shapes.append(tokens.ids.shape)
+        return np.ones((len(tokens.ids), 32), np.float32)
+
+    monkeypatch.setattr(nomic_jax.embedder, "_pooled", instead)
+    counts = np.random.default_rng(0).integers(1, 80, 1000)
+    embedder.encode(texts_of(*counts), task="clustering")
+    # Up to 96 tokens, each bucket with a full and a last number of rows.
+    assert len(set(shapes)) <= 2 * (BUCKETS.index(96) + 1) < len(shapes)
+    assert max(rows * length for rows, length in shapes) <= 96
+
+
+@pytest.mark.parametrize("dim", [None, 8])
+def test_no_texts_give_no_rows(embedder, dim):
+    got = embedder.encode([], task="clustering", dim=dim)
+    assert (got.shape, got.dtype) == ((0, dim or 32), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"task": "serch_query"}, "unknown task 'serch_query': did you mean 'search_q"),
+        ({"task": "zzz"}, "known: classification, clustering, search_document, search"),
+        ({"task": "clustering", "dim": 12}, "dim=12 .* trained for: 8, 16, 32"),
+        ({"task": "clustering", "dim": 64}, "dim=64 .* trained for: 8, 16, 32"),
+        ({"task": "clustering", "dim": 0}, "dim=0 .* trained for: 8, 16, 32"),
+    ],
+)
+def test_an_unknown_task_or_dim_names_what_exists(embedder, arguments, says):
+    with pytest.raises(ValueError, match=says):
+        embedder.encode(["fox"], **arguments)
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [(["fox", " "], "index 1"), ([""], "index 0"), ("fox", "one string")],
+)
+def test_empty_texts_and_a_bare_string_are_refused(embedder, texts, says):
+    with pytest.raises(ValueError, match=says):
+        embedder.encode(texts, task="clustering")
+
+
+def test_long_texts_are_cut_with_one_counted_warning(embedder, caplog):
+    texts = ["fox", "dog " * 200, "a", "dog " * 300]
+    with caplog.at_level(logging.WARNING):
+        got = embedder.encode(texts, task="clustering")
+    assert [record.getMessage() for record in caplog.records] == [
+        "cut 2 of 4 texts to 96 tokens"
+    ]
+    np.testing.assert_allclose(got[1], got[3], atol=ROUNDING)
+    with pytest.raises(ValueError, match="2 of 4 texts exceed 96 tokens.*index 1"):
+        embedder.encode(texts, task="clustering", on_too_long="error")
+
+
+def test_a_length_beyond_the_trained_needs_a_scaling_factor(
+    tiny_config, tiny_model, tokenizer
+):
+    plain = dataclasses.replace(tiny_config, rope_scaling_factor=None)
+    model = NomicBert(plain, rngs=nnx.Rngs(0))
+    Embedder(model, tokenizer, embedding(max_length=16))
+    with pytest.raises(ValueError, match="max_length=17 exceeds the 16 positions"):
+        Embedder(model, tokenizer, embedding(max_length=17))
+    Embedder(tiny_model, tokenizer, embedding(max_length=17))
+    with pytest.raises(ValueError, match=f"exceeds the longest row, {BUCKETS[-1]}"):
+        Embedder(tiny_model, tokenizer, embedding(max_length=BUCKETS[-1] + 1))
+
+
+def test_what_does_not_fit_the_model_is_refused(tiny_config, tiny_model, tokenizer):
+    small = dataclasses.replace(tiny_config, vocab_size=64)
+    with pytest.raises(ValueError, match=r"tokenizer has \d+ tokens .* table 64 rows"):
+        Embedder(NomicBert(small, rngs=nnx.Rngs(0)), tokenizer, embedding())
+    with pytest.raises(ValueError, match=r"matryoshka_dims \[64\] exceed .* width 32"):
+        Embedder(tiny_model, tokenizer, embedding(matryoshka_dims=(64, 32)))
+
+
+def test_a_published_folder_loads_with_its_conventions(folder):
+    embedder = Embedder.from_pretrained(folder)
+    assert embedder.config.layer_norm
+    assert embedder.config.max_length == 64
+    assert embedder.model.dtype == np.float32  # on a processor
+    got = embedder.encode_query(["a small fox"])
+    assert got.shape == (1, 32)
+
+
+def test_texts_beyond_the_trained_length_embed_when_asked_for(folder):
+    text = "the lazy dog jumps over a small fox " * 12
+    with pytest.raises(ValueError, match="max_length=128 .* rotary_scaling_factor"):
+        Embedder.from_pretrained(folder, max_length=128)
+    embedder = Embedder.from_pretrained(
+        folder, max_length=128, rotary_scaling_factor=2.0
+    )
+    long, short = embedder.encode(
+        [text, "a fox"], task="clustering", on_too_long="error"
+    )
+    assert np.isfinite(long).all()
+    # Its own length decides on its frequencies, not the factor alone.
+    plain = Embedder.from_pretrained(folder).encode(["a fox"], task="clustering")[0]
+    np.testing.assert_allclose(short, plain, atol=ROUNDING)
+    twice = Embedder.from_pretrained(folder, max_length=128, rotary_scaling_factor=4.0)
+    other = twice.encode([text], task="clustering")[0]
+    assert np.abs(long - other).max() > 100 * ROUNDING
+
+
+def test_bfloat16_is_close_to_float32(embedder, tiny_config, tokenizer):
+    model = NomicBert(tiny_config, rngs=nnx.Rngs(0), dtype=jnp.dtype("bfloat16"))
+    rough = Embedder(model, tokenizer, embedding())
+    texts = texts_of(1, 2, 3, 4)
+    got = rough.encode(texts, task="clustering")
+    assert got.dtype == np.float32
+    # A bfloat16 is right to 2^-9, so a vector to about 1e-2 after two layers.
+    cosine = np.sum(got * embedder.encode(texts, task="clustering"), axis=1)
+    assert 0.999 < cosine.min() < 1 - 1e-6
+
+
+def test_the_type_of_matmuls_can_be_chosen(folder):
+    assert Embedder.from_pretrained(folder, dtype="bfloat16").model.dtype == "bfloat16"
+    # Past the type checks that tests run with: what a caller without them meets.
+    load = inspect.unwrap(Embedder.from_pretrained.__func__)
+    with pytest.raises(ValueError, match="dtype='float16' must be one of"):
+        load(Embedder, folder, dtype="float16")
+
+
+def test_a_bar_counts_every_token_on_standard_error(embedder, capfd):
+    embedder.encode(texts_of(1, 2, 3, 4), task="clustering", progress=True)
+    said = capfd.readouterr()
+    assert "26.0/26.0" in said.err and "token/s" in said.err
+    assert said.out == ""
+
+
+EMBED = """
+from nomic_jax import Embedder
+model = Embedder.from_pretrained({source!r})
+print(model.config.layer_norm, model.encode_query(["a small fox"]).shape)
+"""
+
+
+def test_a_hub_id_is_found_in_the_hubs_cache_without_a_network(folder, tmp_path):
+    repository = tmp_path / "home/hub/models--nomic-ai--nomic-embed-text-v1.5"
+    shutil.copytree(folder, repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("0" * 40)
+    offline = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    done = python(EMBED.format(source="nomic-ai/nomic-embed-text-v1.5"), **offline)
+    assert done.stdout == "True (1, 32)\n", done.stderr
+    done = python(EMBED.format(source="nomic-ai/not-here"), **offline)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ValueError: nomic-ai/not-here is not a folder here, and")
+
+
+def cached_programs(folder):
+    return sorted(path.name for path in folder.glob("*_pooled*-cache"))
+
+
+def test_a_second_process_finds_the_compiled_programs(folder, tmp_path):
+    code = EMBED.format(source=str(folder))
+    code += "import jax\nprint('hits', len(hits))\n"
+    count = (
+        "import jax.monitoring as m\nhits = []\nm.register_event_listener("
+        "lambda name, **_: hits.append(name) if name.endswith('cache_hits') else None)"
+    )
+    said = []
+    for _ in range(2):
+        done = python(
+            count + code,
+            XDG_CACHE_HOME=str(tmp_path / "cache"),
+            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        )
+        assert done.returncode == 0, done.stderr
+        said.append((done.stdout, cached_programs(tmp_path / "cache/nomic_jax/xla")))
+    assert "hits 0\n" in said[0][0]
+    assert "hits 0\n" not in said[1][0]
+    assert len(said[0][1]) == 1
+    assert said[0][1] == said[1][1]
+
+
+def test_a_compilation_cache_of_ones_own_is_left_alone(folder, tmp_path):
+    done = python(
+        EMBED.format(source=str(folder)),
+        XDG_CACHE_HOME=str(tmp_path / "cache"),
+        JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own"),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+    )
+    assert done.returncode == 0, done.stderr
+    assert cached_programs(tmp_path / "own")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_without_config_or_tokenizer_is_named(folder):
+    for name in ("tokenizer.json", "config.json"):
+        (folder / name).unlink()
+        with pytest.raises(ValueError, match=f"{folder}.*{name}"):
+            Embedder.from_pretrained(folder)
+
+
+def test_the_folders_own_embedding_decides(folder):
+    config = EmbeddingConfig(
+        pooling="cls", layer_norm=False, max_length=20, prompts={"none": ""}
+    )
+    (folder / "embedding.json").write_text(json.dumps(config.to_json()))
+    embedder = Embedder.from_pretrained(folder)
+    assert embedder.config == config
+    with pytest.raises(ValueError, match="unknown task 'search_query': known: none"):
+        embedder.encode_query(["a fox"])

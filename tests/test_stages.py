@@ -1,0 +1,151 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from nomic_jax.curation.mining import MineData, MineStage, Mining
+from nomic_jax.data.prepare import PrepareConfig, PrepareStage
+from nomic_jax.stages import check_stages, load_stages
+from nomic_jax.training.contrastive import ContrastiveLoss, ContrastiveStage, PairData
+from nomic_jax.training.loop import LoopConfig
+from nomic_jax.training.mlm import MlmData, MlmStage, ModelSize
+from nomic_jax.training.optimizer import OptimizerConfig
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+OPTIMIZER = OptimizerConfig(
+    learning_rate=1e-3, weight_decay=0.01, warmup_steps=2, schedule="linear"
+)
+LOOP = LoopConfig(steps=4, batch_size=2, seed=0)
+SIZE = ModelSize(num_layers=2, width=32, num_heads=2, mlp_width=64, trained_positions=8)
+
+PREPARE = PrepareStage(name="prepare", data=PrepareConfig(pairs="python"))
+MLM = MlmStage(
+    name="mlm", model=SIZE, data=MlmData(row_length=8), optimizer=OPTIMIZER, train=LOOP
+)
+PRETRAIN = ContrastiveStage(
+    name="pretrain",
+    data=PairData(stage="prepare", query_length=8, document_length=8),
+    loss=ContrastiveLoss(),
+    optimizer=OPTIMIZER,
+    train=LOOP,
+)
+MINE = MineStage(
+    name="mine", data=MineData(stage="prepare"), mining=Mining(count=3, pool=5)
+)
+
+
+def change(stage, /, **fields):
+    """Replace fields of a stage, or of its section `data`."""
+    own = {field.name for field in dataclasses.fields(stage)}
+    data = {name: value for name, value in fields.items() if name not in own}
+    fields = {name: value for name, value in fields.items() if name in own}
+    if data:
+        fields["data"] = dataclasses.replace(stage.data, **data)
+    return dataclasses.replace(stage, **fields)
+
+
+FINETUNE = change(PRETRAIN, name="finetune", stage="mine", num_negatives=3)
+
+
+def test_every_config_of_the_project_loads():
+    for path in CONFIGS.glob("*.py"):
+        assert load_stages(path), path
+
+
+def test_the_three_stages_follow_one_another():
+    check_stages((PREPARE, MLM, PRETRAIN, MINE, FINETUNE))
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ((), "there is none"),
+        ((PREPARE, "mlm"), "'mlm' is not a stage"),
+        ((PREPARE, MLM, change(PRETRAIN, name="mlm")), "two stages are named 'mlm'"),
+        ((PREPARE, change(MLM, name="model")), "'model' cannot be a name"),
+        ((PREPARE, change(MLM, name="fine-tune")), "'fine-tune' cannot be a name"),
+        ((PREPARE, change(MLM, name="../mlm")), "'../mlm' cannot be a name"),
+        ((PREPARE, change(MLM, name="class")), "'class' cannot be a name"),
+        ((MLM,), "mlm needs a prepare stage before it"),
+        ((PREPARE, PRETRAIN), "pretrain needs a stage before it that trains"),
+        ((PREPARE, MINE), "mine needs a stage before it that trains"),
+        (
+            (PREPARE, MLM, change(PRETRAIN, stage="prepar")),
+            "from 'prepar', which is no prepare or mine stage before it: "
+            "did you mean 'prepare'?",
+        ),
+        ((PREPARE, MLM, change(PRETRAIN, stage="mlm")), "from 'mlm', which is no"),
+        ((PREPARE, MLM, FINETUNE, MINE), "from 'mine', which is no"),
+        ((PREPARE, MLM, change(MLM, name="again")), "again would discard"),
+        ((PREPARE, change(PREPARE, name="again")), "prepare only once"),
+        (
+            (PREPARE, MLM, MINE, change(FINETUNE, num_negatives=4)),
+            "takes num_negatives=4 of each query, of which mine finds count=3",
+        ),
+    ],
+)
+def test_stages_that_cannot_follow_one_another_are_refused(stages, message):
+    with pytest.raises(ValueError) as caught:
+        check_stages(stages)
+    assert message in str(caught.value)
+
+
+def test_every_problem_is_named_at_once():
+    with pytest.raises(ValueError) as caught:
+        check_stages((MLM, change(PRETRAIN, stage="prepare"), MLM))
+    for part in ("mlm needs a prepare", "pretrain takes its pairs", "two stages"):
+        assert part in str(caught.value)
+
+
+def test_a_missing_config_names_the_nearest(tmp_path):
+    (tmp_path / "quickstart.py").write_text("stages = ()")
+    with pytest.raises(ValueError, match="did you mean '.*/quickstart.py'"):
+        load_stages(tmp_path / "quickstar.py")
+    with pytest.raises(ValueError, match="no config .*nowhere holds none"):
+        load_stages(tmp_path / "nowhere" / "quickstart.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stage = ()", "must define `stages`"),
+        ("stages = []", "must define `stages`"),
+        ("\n\nstages = (", "SyntaxError"),
+        (
+            "from nomic_jax.training.loop import LoopConfig\n"
+            "LoopConfig(steps=1, batch_size=1, seed=0, saev_every=2)",
+            "broken.py:2: TypeError: .*saev_every",
+        ),
+        (
+            "from nomic_jax.training.loop import LoopConfig\n\n"
+            "LoopConfig(steps=0, batch_size=1, seed=0)",
+            "broken.py:3: ValueError: steps=0 must be at least 1",
+        ),
+    ],
+)
+def test_a_broken_config_file_is_named_with_its_line(tmp_path, text, message):
+    (tmp_path / "broken.py").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_stages(tmp_path / "broken.py")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: change(MLM, row_length=9), "row_length=9 exceeds .*positions=8"),
+        (lambda: change(MLM, mask_rate=1.5), "mask_rate=1.5"),
+        (lambda: dataclasses.replace(SIZE, width=33), "width=33"),
+        (lambda: dataclasses.replace(LOOP, seed=-1), "seed=-1"),
+        (lambda: dataclasses.replace(LOOP, keep=0), "keep=0"),
+        (lambda: change(PRETRAIN, query_length=2), "query_length=2"),
+        (lambda: change(PRETRAIN, num_negatives=-1), "num_negatives=-1"),
+        (lambda: ContrastiveLoss(temperature=0.0), "temperature=0.0"),
+        (lambda: Mining(count=21), "count=21 negatives .* pool=20"),
+        (lambda: Mining(count=1, margin=1.5), "margin=1.5"),
+        (lambda: change(PREPARE, held_out_share=1.0), "held_out_share=1.0"),
+        (lambda: change(PREPARE, limit=0), "limit=0"),
+    ],
+)
+def test_a_setting_no_run_can_have_is_refused_when_it_is_made(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

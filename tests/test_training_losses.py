@@ -1,0 +1,135 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nomic_jax.training.losses import info_nce, mlm_cross_entropy
+
+
+def vectors(seed, rows, dim=16):
+    return np.random.default_rng(seed).normal(size=(rows, dim)).astype(np.float32)
+
+
+def test_info_nce_of_a_case_worked_by_hand():
+    query = jnp.array([[2.0, 0.0], [0.0, 0.5]])
+    document = jnp.array([[3.0, 0.0], [0.6, 0.8]])
+    loss, accuracy = info_nce(query, document, scale=10.0)
+    # Cosines: 1 and 0.6 for the first query, 0 and 0.8 for the second.
+    expected = (np.log(1 + np.exp(6 - 10)) + np.log(1 + np.exp(0 - 8))) / 2
+    # Logits of 10 in float32 err by an ulp or two, 1e-6 each.
+    assert float(loss) == pytest.approx(expected, abs=3e-6)
+    assert float(accuracy) == 1.0
+
+
+def test_accuracy_is_the_share_of_positives_that_score_highest():
+    query = jnp.eye(4)
+    document = jnp.eye(4)[jnp.array([0, 2, 1, 3])]
+    assert float(info_nce(query, document, scale=1.0)[1]) == 0.5
+    # Two documents each, positive first: only the last query's negative is nearer.
+    document = jnp.repeat(jnp.eye(4), 2, axis=0).at[1::2].multiply(-1.0)
+    document = document.at[6].set(-document[6]).at[7].set(-document[7])
+    assert float(info_nce(query, document, scale=1.0)[1]) == 0.75
+
+
+def test_a_negative_that_is_the_positive_costs_log_two():
+    query = jnp.eye(3, 8)
+    document = jnp.repeat(query, 2, axis=0)
+    loss, _ = info_nce(query, document, scale=50.0)
+    # The others, 50 lower, add nothing; the logits of 50 err by an ulp, 4e-6.
+    assert float(loss) == pytest.approx(np.log(2), abs=4e-6)
+
+
+def test_lengths_of_vectors_do_not_matter():
+    query, document = vectors(0, 4), vectors(1, 8)
+    loss, _ = info_nce(jnp.array(query), jnp.array(document), scale=50.0)
+    longer, _ = info_nce(jnp.array(query) * 8, jnp.array(document) / 4, scale=50.0)
+    assert float(loss) == float(longer)  # powers of two are exact
+
+
+def test_documents_that_do_not_split_among_queries_are_refused():
+    with pytest.raises(ValueError, match="7 documents do not split among 3 queries"):
+        info_nce(jnp.ones((3, 4)), jnp.ones((7, 4)), scale=1.0)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("group", [1, 4])
+@pytest.mark.parametrize("seed", range(2))
+def test_info_nce_and_its_gradients_equal_torch(group, seed):
+    import torch
+
+    query, document = vectors(seed, 6), vectors(seed + 10, 6 * group)
+
+    def ours(query, document):
+        return info_nce(query, document, scale=50.0)[0]
+
+    loss, gradients = jax.jit(jax.value_and_grad(ours, argnums=(0, 1)))(
+        jnp.array(query), jnp.array(document)
+    )
+    inputs = [torch.tensor(x, requires_grad=True) for x in (query, document)]
+    unit = [torch.nn.functional.normalize(x, dim=-1) for x in inputs]
+    theirs = torch.nn.functional.cross_entropy(
+        50.0 * unit[0] @ unit[1].T, torch.arange(6) * group
+    )
+    theirs.backward()
+    # float32: logits of up to 50 carry errors of 50 * 2**-24 * a few, 1e-5.
+    assert float(loss) == pytest.approx(theirs.item(), abs=2e-5)
+    for ours_, theirs_ in zip(gradients, inputs, strict=True):
+        scale = np.abs(theirs_.grad.numpy()).max()
+        np.testing.assert_allclose(ours_, theirs_.grad.numpy(), atol=2e-5 * scale)
+
+
+def mlm_case(seed, rows=8, slots=6, vocabulary=32):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(rows, slots, vocabulary)).astype(np.float32) * 3
+    targets = rng.integers(vocabulary, size=(rows, slots)).astype(np.int32)
+    weights = np.arange(slots) < rng.integers(0, slots + 1, size=rows)[:, None]
+    weights[0] = False  # a row without a masked token
+    return jnp.array(logits), jnp.array(targets), jnp.array(weights)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mlm_sums_and_counts_of_microbatches_add_up_to_the_batch(seed):
+    logits, targets, weights = mlm_case(seed)
+
+    def whole(logits):
+        total, count = mlm_cross_entropy(logits, targets, weights)
+        return total / count
+
+    def parts(logits):
+        both = [
+            mlm_cross_entropy(logits[at], targets[at], weights[at])
+            for at in (slice(0, 2), slice(2, 4), slice(4, 8))
+        ]
+        return sum(total for total, _ in both) / sum(count for _, count in both)
+
+    value, gradient = jax.jit(jax.value_and_grad(whole))(logits)
+    value_of_parts, gradient_of_parts = jax.jit(jax.value_and_grad(parts))(logits)
+    # float32 sums of at most 48 terms in another order.
+    assert float(value) == pytest.approx(float(value_of_parts), rel=1e-6)
+    np.testing.assert_allclose(gradient, gradient_of_parts, atol=1e-7)
+    counts = weights.sum(axis=1)
+    assert len(set(counts.tolist())) > 1  # a mean of row means would not do
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("seed", range(2))
+def test_mlm_cross_entropy_and_its_gradient_equal_torch(seed):
+    import torch
+
+    logits, targets, weights = mlm_case(seed)
+
+    def mean(logits):
+        total, count = mlm_cross_entropy(logits, targets, weights)
+        return total / count
+
+    loss, gradient = jax.jit(jax.value_and_grad(mean))(logits)
+    theirs = torch.tensor(np.array(logits), requires_grad=True)
+    labels = np.where(weights, targets, -100)  # torch's mark of what is not predicted
+    mean_loss = torch.nn.functional.cross_entropy(
+        theirs.flatten(0, 1), torch.tensor(labels, dtype=torch.long).flatten()
+    )
+    mean_loss.backward()
+    # float32 sums of 32 exponentials and at most 48 losses: a few ulp.
+    assert float(loss) == pytest.approx(mean_loss.item(), rel=1e-6)
+    np.testing.assert_allclose(gradient, theirs.grad.numpy(), atol=1e-7)
+    assert not np.asarray(gradient)[~np.asarray(weights)].any()
