@@ -1,4 +1,4 @@
-"""What the machine decides: the type of matmuls, and where compiled programs stay."""
+"""What the machine decides: the type of matmuls, batch sizes, the compilation cache."""
 
 import os
 from pathlib import Path
@@ -14,6 +14,15 @@ MIN_COMPILE_TIME = "jax_persistent_cache_min_compile_time_secs"
 def default_dtype() -> Dtype:
     """Return the type matmuls run in here: bfloat16 on GPU and TPU, float32 on CPU."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def default_tokens_per_batch() -> int:
+    """Return how many tokens to embed at once.
+
+    A processor works from its cache: on 2 cores, batches of 400 tokens ran a quarter
+    faster than those of 6,000. An accelerator has its lanes to fill.
+    """
+    return 2048 if jax.default_backend() == "cpu" else 16_384
 
 
 def keep_compiled_programs() -> None:

@@ -130,6 +130,8 @@ def train(arguments: Sequence[str]) -> int:
         from nomic_jax.stages import load_stages
 
         stages = override(load_stages(options.config), rest)
+        # The config says where texts are cut: no need to say it at each encoding.
+        logging.getLogger("nomic_jax.batching").setLevel(logging.ERROR)
 
         from nomic_jax.recipe import run
 

@@ -13,7 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32
 
-from nomic_jax.backend import Dtype, default_dtype, keep_compiled_programs
+from nomic_jax.backend import (
+    Dtype,
+    default_dtype,
+    default_tokens_per_batch,
+    keep_compiled_programs,
+)
 from nomic_jax.batch import Tokens
 from nomic_jax.batching import OnTooLong, length_batches, tokenize
 from nomic_jax.checkpoints.embedding_rule import describe, embedding_for
@@ -24,8 +29,6 @@ from nomic_jax.config import EmbeddingConfig, nearest
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.pooling import embed, matryoshka
 from nomic_jax.tokenizer import BUCKETS, TextTokenizer, pad
-
-TOKENS_PER_BATCH = 16_384  # padding included
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ class Embedder:
         tokenizer: TextTokenizer,
         config: EmbeddingConfig,
         *,
-        tokens_per_batch: int = TOKENS_PER_BATCH,
+        tokens_per_batch: int | None = None,
     ):
         """Put a model, a tokenizer and the embedding's conventions together.
 
@@ -47,7 +50,8 @@ class Embedder:
             model: the encoder.
             tokenizer: the one the model was trained with.
             config: pooling, prompts, lengths.
-            tokens_per_batch: tokens of a batch, padding included, which bounds memory.
+            tokens_per_batch: padding included, which bounds memory; a longer text is a
+                batch of its own. None suits the machine.
 
         Raises:
             ValueError: the tokenizer or the maximum length does not fit the model.
@@ -76,7 +80,7 @@ class Embedder:
         self.model = model
         self.tokenizer = tokenizer
         self.config = config
-        self.tokens_per_batch = tokens_per_batch
+        self.tokens_per_batch = tokens_per_batch or default_tokens_per_batch()
 
     @classmethod
     def from_pretrained(

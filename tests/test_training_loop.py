@@ -246,7 +246,7 @@ def test_lines_logged_after_the_last_checkpoint_are_logged_again(mlm, tmp_path):
     assert [line["step"] for line in logged(tmp_path)] == [5, 7, 10, 12]
 
 
-def test_an_old_line_survives_that_no_checkpoint_covers_twice(mlm, tmp_path):
+def test_every_step_is_logged_once_and_the_newest_checkpoints_stay(mlm, tmp_path):
     config = LoopConfig(steps=STEPS, batch_size=4, seed=0, log_every=1, save_every=2)
     mlm.train(tmp_path, config=config)
     assert [line["step"] for line in logged(tmp_path)] == list(range(1, STEPS + 1))

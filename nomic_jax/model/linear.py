@@ -37,7 +37,7 @@ class Linear(nnx.Module):
 def project(
     x: Float[Array, "..."], kernel: Float[Array, "..."], num_inputs: int = 1
 ) -> Float[Array, "..."]:
-    """Contract the last `num_inputs` axes of `x` with the kernel's first, in x's dtype."""
+    """Contract the last axes of `x`, `num_inputs` of them, with the kernel's first."""
     width = math.prod(kernel.shape[:num_inputs])
     matrix = kernel.astype(x.dtype).reshape(width, -1)
     tokens, outputs = x.shape[: x.ndim - num_inputs], kernel.shape[num_inputs:]
