@@ -5,6 +5,7 @@ slice the pooled vector and normalise; v1.5 first applies a layer norm without
 parameters over the full width.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
@@ -22,7 +23,13 @@ def mean_pool(
     A row without tokens gives zeros.
     """
     weights = mask.astype(jnp.float32)
-    total = jnp.einsum("bsd,bs->bd", hidden.astype(jnp.float32), weights)
+    # Accelerators would round float32 factors to bfloat16.
+    total = jnp.einsum(
+        "bsd,bs->bd",
+        hidden.astype(jnp.float32),
+        weights,
+        precision=jax.lax.Precision.HIGHEST,
+    )
     return total / jnp.maximum(weights.sum(axis=1, keepdims=True), 1)
 
 

@@ -101,8 +101,11 @@ class RunFolder:
         kept = [
             line for line in read_metrics(self.metrics_file) if line["step"] <= step
         ]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        if text == self.metrics_file.read_text():
+            return
         partial = self.metrics_file.with_name(".metrics.jsonl.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.write_text(text)
         os.replace(partial, self.metrics_file)
 
 
