@@ -47,7 +47,13 @@ def override(stages: Sequence[Stage], arguments: Sequence[str]) -> tuple[Stage, 
     run = dataclasses.make_dataclass(
         "Run", [(stage.name, type(stage), stage) for stage in stages], frozen=True
     )
-    parsed = tyro.cli(run, args=expanded, prog="train.py --config CONFIG")
+    parsed = tyro.cli(
+        run,
+        args=expanded,
+        prog="train.py --config CONFIG [--out DIR]",
+        description="Fields of the config's stages. --section.field VALUE, without the "
+        "stage's name, sets every stage that has the field. DIR: runs/CONFIG's name.",
+    )
     return tuple(getattr(parsed, stage.name) for stage in stages)
 
 

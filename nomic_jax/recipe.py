@@ -27,6 +27,7 @@ from nomic_jax.data.prepare import (
 from nomic_jax.data.sources import PairSource
 from nomic_jax.embedder import Embedder, default_dtype, keep_compiled_programs
 from nomic_jax.evaluation.bm25 import evaluate_bm25
+from nomic_jax.evaluation.extras import extra
 from nomic_jax.evaluation.retrieval import evaluate, rank, task_from_pairs
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.report import (
@@ -86,6 +87,8 @@ def run(stages: Sequence[Stage], out: Path) -> None:
     }
     for name, config in resolved.items():
         RunFolder.check(out / name, config)
+    for library in ("pytrec_eval", "bm25s"):
+        extra(library)  # missed now, not when the training is done
     keep_compiled_programs()
     carried: Carried | None = None
     for number, stage in enumerate(stages, 1):

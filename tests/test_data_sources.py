@@ -20,18 +20,6 @@ def numbered(count, documents):
     return [Pair(f"query {i}", f"document {i % documents}") for i in range(count)]
 
 
-def test_prefixes_stand_before_queries_documents_and_negatives():
-    pairs = [Pair("a", "b", ("c", "d")), Pair("e", "f")]
-    assert source(pairs).prefixed([1, 0]) == [
-        Pair("search_query: e", "search_document: f"),
-        Pair(
-            "search_query: a",
-            "search_document: b",
-            ("search_document: c", "search_document: d"),
-        ),
-    ]
-
-
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_split_loses_no_pair_and_keeps_a_document_on_one_side(seed):
     pairs = numbered(300, 100)

@@ -34,17 +34,6 @@ class PairSource:
         """Return the number of pairs."""
         return len(self.pairs)
 
-    def prefixed(self, numbers: Iterable[int]) -> list[Pair]:
-        """Return the pairs of these record numbers as the model is to read them."""
-        return [
-            Pair(
-                self.query_prefix + pair.query,
-                self.document_prefix + pair.document,
-                tuple(self.document_prefix + text for text in pair.negatives),
-            )
-            for pair in (self.pairs[int(number)] for number in numbers)
-        ]
-
 
 def stable_hash(text: str, *, seed: int = 0) -> int:
     """Hash a text to 64 bits, the same in every process and on every machine."""
