@@ -1,5 +1,6 @@
 """Files and pipes around `Embedder`: texts in, vectors out."""
 
+import io
 import json
 import os
 import sys
@@ -105,7 +106,9 @@ def write_vectors(
         vectors: one a text.
     """
     if path is None:
-        np.save(sys.stdout.buffer, vectors)
+        whole = io.BytesIO()
+        np.save(whole, vectors)  # a pipe has no position, which NumPy asks a file for
+        sys.stdout.buffer.write(whole.getbuffer())
         sys.stdout.buffer.flush()
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

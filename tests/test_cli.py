@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,8 +65,13 @@ def embed(capsys, *arguments):
 
 
 def python(*arguments, **options):
+    # Unbuffered, standard output would be another kind of file than users have.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     return subprocess.run(
-        [sys.executable, *map(str, arguments)], capture_output=True, **options
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        env=environment,
+        **options,
     )
 
 
