@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from nomic_jax.data.jsonl import read_texts
+from nomic_jax.whole_file import whole_file
 
 FORMATS = (".npy", ".jsonl", ".parquet")
 
@@ -111,18 +111,13 @@ def write_vectors(
         sys.stdout.buffer.write(whole.getbuffer())
         sys.stdout.buffer.flush()
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            if path.suffix == ".npy":
-                np.save(file, vectors)
-            elif path.suffix == ".jsonl":
-                _write_jsonl(file, texts, vectors)
-            else:
-                _write_parquet(file, texts, vectors)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        if path.suffix == ".npy":
+            np.save(file, vectors)
+        elif path.suffix == ".jsonl":
+            _write_jsonl(file, texts, vectors)
+        else:
+            _write_parquet(file, texts, vectors)
 
 
 def _write_jsonl(file: IO[bytes], texts: Sequence[str], vectors: np.ndarray) -> None:

@@ -42,8 +42,9 @@ from nomic_jax.stages import KINDS, Stage, check_stages
 from nomic_jax.tokenizer import TextTokenizer
 from nomic_jax.training.contrastive import ContrastiveStage, train_contrastive
 from nomic_jax.training.mlm import MlmStage, fresh_model, train_mlm
-from nomic_jax.training.run_folder import RunFolder, read_metrics, write_json
-from nomic_jax.verify import write_fingerprint
+from nomic_jax.training.run_folder import RunFolder, read_metrics
+from nomic_jax.verify import FINGERPRINT, write_fingerprint
+from nomic_jax.whole_file import write_json
 
 EXAMPLES_PER_SOURCE = 4  # queries whose results the report shows
 HITS = 3  # documents shown for each
@@ -174,6 +175,7 @@ def _finish(carried: Carried, stages: Sequence[Stage], out: Path) -> None:
             embedder.tokenizer,
             out / "model",
         )
+    if not (out / "model" / FINGERPRINT).exists():
         write_fingerprint(embedder, out / "model")
     bm25 = {
         source.name: evaluate_bm25(task_from_pairs(source.name, source.pairs))

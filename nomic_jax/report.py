@@ -5,7 +5,6 @@ The file needs nothing else: styles and drawings are inside, there is no script.
 
 import dataclasses
 import io
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from nomic_jax.evaluation.metrics import METRICS
+from nomic_jax.whole_file import whole_file
 
 SHOWN = ("ndcg@10", "recall@10")  # the metrics a table has room for
 CURVE_POINTS = 1000  # drawn of each curve, to keep the file small
@@ -98,9 +98,8 @@ def write_report(
     """
     path = Path(path)
     page = _page(title, curves, rows, examples, facts or {})
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(path) as file:
+        file.write(page.encode())
 
 
 def _page(

@@ -18,6 +18,7 @@ from jaxtyping import Float32
 
 from nomic_jax.embedder import Embedder
 from nomic_jax.model.encoder import NomicBert
+from nomic_jax.whole_file import whole_file
 
 FINGERPRINT = "fingerprint.json"
 TEXTS = (
@@ -104,7 +105,8 @@ def write_fingerprint(embedder: Embedder, folder: Path) -> None:
         "texts": list(TEXTS),
         "embeddings": embed_exactly(embedder, TEXTS, task).tolist(),
     }
-    (folder / FINGERPRINT).write_text(json.dumps(value) + "\n")
+    with whole_file(folder / FINGERPRINT) as file:
+        file.write(f"{json.dumps(value)}\n".encode())
 
 
 def check_fingerprint(embedder: Embedder, folder: Path) -> Comparison | None:

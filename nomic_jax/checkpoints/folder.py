@@ -13,7 +13,6 @@ import numpy as np
 from flax import nnx
 
 from nomic_jax.checkpoints.hub import resolve
-from nomic_jax.checkpoints.json_files import write_json
 from nomic_jax.checkpoints.reader import (
     EMBEDDING_FILE,
     Checkpoint,
@@ -27,6 +26,7 @@ from nomic_jax.config import EmbeddingConfig, ModelConfig
 from nomic_jax.model.encoder import NomicBert, Remat
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.tokenizer import TextTokenizer
+from nomic_jax.whole_file import write_json
 
 FLOAT32 = jnp.dtype("float32")
 

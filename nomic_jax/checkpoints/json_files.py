@@ -1,7 +1,6 @@
 """JSON files of a folder, read with a clear line for what is no JSON object."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,3 @@ def _parse(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from None
-
-
-def write_json(path: Path, values: Mapping[str, Any] | list[Any]) -> None:
-    """Write values as indented JSON."""
-    text = json.dumps(values, indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")

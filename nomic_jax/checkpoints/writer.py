@@ -12,7 +12,6 @@ import numpy as np
 
 from nomic_jax.checkpoints import rules, sentence_transformers_folder
 from nomic_jax.checkpoints.config_keys import write_config_keys
-from nomic_jax.checkpoints.json_files import write_json
 from nomic_jax.checkpoints.problems import CheckpointError
 from nomic_jax.checkpoints.reader import (
     EMBEDDING_FILE,
@@ -23,6 +22,7 @@ from nomic_jax.checkpoints.reader import (
 )
 from nomic_jax.checkpoints.tensor_files import write_tensors
 from nomic_jax.config import EmbeddingConfig, ModelConfig, nearest
+from nomic_jax.whole_file import write_json
 
 Layout = Literal["jax", "nomic", "transformers", "sentence-transformers"]
 TOKENIZER_FILES = (

@@ -3,9 +3,9 @@
 Nomic's own shards have this form, `shard-00000.jsonl.gz` with one object a line.
 """
 
+import contextlib
 import gzip
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Literal
 
 from nomic_jax.config import NOMIC_PROMPTS, nearest
 from nomic_jax.data.sources import Pair, PairSource
+from nomic_jax.whole_file import whole_file
 
 
 def read_pairs(
@@ -160,26 +161,21 @@ def _write(path: Path, records: Iterable[Mapping[str, str | list[str]]]) -> int:
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
         raise ValueError(f"{path} must end in .jsonl or .jsonl.gz")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     count = 0
-    try:
-        with open(partial, "wb") as raw:
-            # Without a name and a time in its header, gzip's bytes depend on the text.
-            file = (
-                gzip.GzipFile("", "wb", fileobj=raw, mtime=0)
-                if path.suffix == ".gz"
-                else raw
-            )
-            with file:
-                for record in records:
-                    line = json.dumps(record, ensure_ascii=False)
-                    file.write(line.encode() + b"\n")
-                    count += 1
+    with whole_file(path) as raw:
+        # Without a name and a time in its header, gzip's bytes depend on the text.
+        file = (
+            gzip.GzipFile("", "wb", fileobj=raw, mtime=0)
+            if path.suffix == ".gz"
+            else contextlib.nullcontext(raw)
+        )
+        with file as lines:
+            for record in records:
+                line = json.dumps(record, ensure_ascii=False)
+                lines.write(line.encode() + b"\n")
+                count += 1
         if not count:
             raise ValueError(f"there is nothing to write to {path}")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return count
 
 

@@ -5,7 +5,6 @@ tokenizer.json  sources.json  texts.jsonl  train/SOURCE.jsonl  held_out/SOURCE.j
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from nomic_jax.data.jsonl import read_pairs, read_texts, write_pairs, write_text
 from nomic_jax.data.python_sources import python_corpus
 from nomic_jax.data.sources import PairSource, fingerprint, split_held_out, stable_hash
 from nomic_jax.tokenizer import TextTokenizer
+from nomic_jax.whole_file import write_json
 
 PYTHON = "python"  # stands for this installation's sources where a file may stand
 
@@ -107,9 +107,7 @@ def write_sources(
         ],
     }
     # Its presence says that the stage is done, so it must not be there by halves.
-    partial = folder / ".sources.json.partial"
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, folder / "sources.json")
+    write_json(folder / "sources.json", value)
 
 
 def read_sources(folder: Path, part: str) -> tuple[PairSource, ...]:

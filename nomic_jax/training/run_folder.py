@@ -8,7 +8,6 @@ Checkpoints are plain named arrays, written by Orbax in the background and atomi
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 
 from nomic_jax.training.optimizer import parameter_name
 from nomic_jax.training.steps import TrainState
+from nomic_jax.whole_file import whole_file, write_json
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -38,13 +38,6 @@ def differing_fields(
         elif mine != theirs:
             found.append(f"{prefix}{name} was {mine!r} and is {theirs!r}")
     return found
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    os.replace(partial, path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +97,8 @@ class RunFolder:
         text = "".join(json.dumps(line) + "\n" for line in kept)
         if text == self.metrics_file.read_text():
             return
-        partial = self.metrics_file.with_name(".metrics.jsonl.partial")
-        partial.write_text(text)
-        os.replace(partial, self.metrics_file)
+        with whole_file(self.metrics_file) as file:
+            file.write(text.encode())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
