@@ -24,6 +24,7 @@ from nomic_jax.data.prepare import (
     read_documents,
     read_sources,
 )
+from nomic_jax.data.schedule import Schedule
 from nomic_jax.data.sources import PairSource
 from nomic_jax.embedder import Embedder, default_dtype, keep_compiled_programs
 from nomic_jax.evaluation.bm25 import evaluate_bm25
@@ -38,7 +39,7 @@ from nomic_jax.report import (
     format_table,
     write_report,
 )
-from nomic_jax.stages import KINDS, Stage, check_stages
+from nomic_jax.stages import KINDS, Stage, check_stages, resolve
 from nomic_jax.tokenizer import TextTokenizer
 from nomic_jax.training.contrastive import ContrastiveStage, train_contrastive
 from nomic_jax.training.mlm import MlmStage, fresh_model, train_mlm
@@ -82,12 +83,15 @@ def run(stages: Sequence[Stage], out: Path) -> None:
         SystemExit: with status 75 after a signal, once the state is saved.
     """
     check_stages(stages)
-    resolved = {
-        stage.name: {"kind": KINDS[type(stage)], **dataclasses.asdict(stage)}
-        for stage in stages
-    }
+    resolved = resolve(stages)
     for name, config in resolved.items():
         RunFolder.check(out / name, config)
+    missing = [name for name in resolved if not (out / name).is_dir()]
+    if missing and (out / "model").exists():
+        raise ValueError(
+            f"{out / 'model'} is of a run without {', '.join(missing)}; "
+            f"use another --out, or remove {out}"
+        )
     for library in ("pytrec_eval", "bm25s"):
         extra(library)  # missed now, not when the training is done
     keep_compiled_programs()
@@ -97,6 +101,7 @@ def run(stages: Sequence[Stage], out: Path) -> None:
         _say(f"[{number}/{len(stages)}] {stage.name} ({KINDS[type(stage)]})")
         if isinstance(stage, PrepareStage):
             carried = _prepared(stage, folder)
+            _check_batches(stages, folder.path)
             continue
         assert carried is not None, "check_stages puts a prepare stage first"
         if isinstance(stage, MlmStage):
@@ -107,6 +112,15 @@ def run(stages: Sequence[Stage], out: Path) -> None:
             _mined(stage, carried, folder, out)
     if carried is not None and carried.model is not None:
         _finish(carried, stages, out)
+
+
+def _check_batches(stages: Sequence[Stage], prepared: Path) -> None:
+    """Refuse sources that fill no batch now, not when the stages before have run."""
+    sizes = {source.name: len(source) for source in read_sources(prepared, "train")}
+    for stage in stages:
+        if isinstance(stage, ContrastiveStage):
+            train = stage.train
+            Schedule.over(sizes, batch_size=train.batch_size, seed=train.seed)
 
 
 def _prepared(stage: PrepareStage, folder: RunFolder) -> Carried:

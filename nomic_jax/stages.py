@@ -4,18 +4,20 @@ The fields of a stage are sections, dataclasses themselves; `--section.field VAL
 every stage that has the field, `--STAGE.section.field VALUE` one.
 """
 
+import dataclasses
 import importlib.util
 import keyword
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from nomic_jax.config import nearest
 from nomic_jax.curation.mining import MineStage
 from nomic_jax.data.prepare import PrepareStage
 from nomic_jax.training.contrastive import ContrastiveStage
 from nomic_jax.training.mlm import MlmStage
+from nomic_jax.training.run_folder import config_hash
 
 Stage: TypeAlias = PrepareStage | MlmStage | ContrastiveStage | MineStage
 
@@ -53,6 +55,20 @@ def load_stages(path: Path) -> tuple[Stage, ...]:
         raise ValueError(f"{path} must define `stages`, a tuple of stages")
     check_stages(stages)
     return stages
+
+
+def resolve(stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
+    """Return each stage's kind, its fields, and the digest of the stage before it.
+
+    A stage's result depends on those before it, so what its folder is known by must.
+    """
+    resolved: dict[str, dict[str, Any]] = {}
+    before = ""
+    for stage in stages:
+        config = {"kind": KINDS[type(stage)], **dataclasses.asdict(stage)}
+        resolved[stage.name] = {**config, "after": before}
+        before = config_hash(resolved[stage.name])
+    return resolved
 
 
 def check_stages(stages: Sequence[object]) -> None:
@@ -98,6 +114,14 @@ def _misplaced(stage: Stage, earlier: Mapping[str, Stage]) -> Iterator[str]:
         return
     if not trained:
         yield f"{stage.name} needs a stage before it that trains"
+    if isinstance(stage, ContrastiveStage):
+        longest = max(stage.data.query_length, stage.data.document_length)
+        for other in earlier.values():
+            if isinstance(other, MlmStage) and longest > other.model.trained_positions:
+                yield (
+                    f"{stage.name} has texts of {longest} tokens, {other.name} a model "
+                    f"of trained_positions={other.model.trained_positions}"
+                )
     pairs = stage.data.stage
     givers = {
         name: other

@@ -96,7 +96,8 @@ class TextTokenizer:
         for text in texts:
             characters.update(backend.normalizer.normalize_str(text))
         ranked = sorted(characters, key=lambda c: (-characters[c], c))
-        alphabet = [c for c in ranked if not c.isspace()][:ALPHABET]
+        room = max(vocab_size - len(SPECIAL_TOKENS), 0) // 2  # each character is two
+        alphabet = [c for c in ranked if not c.isspace()][: min(ALPHABET, room)]
         continued = ["##" + character for character in alphabet]
         backend.train_from_iterator(
             iter(texts),

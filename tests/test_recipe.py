@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,22 @@ def test_another_config_in_the_same_folder_is_refused(finished, pairs):
     with pytest.raises(ValueError, match=r"pretrain.*train\.steps was 4 and is 5"):
         run(stages(pairs, "--pretrain.train.steps=5"), finished)
     assert sorted(finished.rglob("*")) == before
+
+
+def test_a_stage_whose_forerunner_changed_is_refused(finished, pairs, tmp_path):
+    shutil.copytree(finished, tmp_path / "small")
+    shutil.rmtree(tmp_path / "small" / "mlm")
+    with pytest.raises(ValueError, match=r"pretrain holds a run.*after was"):
+        run(stages(pairs, "--mlm.train.steps=3"), tmp_path / "small")
+    with pytest.raises(ValueError, match="model is of a run without mlm"):
+        run(stages(pairs), tmp_path / "small")
+    assert not (tmp_path / "small" / "mlm").exists()
+
+
+def test_too_few_pairs_are_refused_before_anything_is_trained(pairs, tmp_path):
+    with pytest.raises(ValueError, match="a batch takes 500 records"):
+        run(stages(pairs, "--finetune.train.batch_size=500"), tmp_path)
+    assert not (tmp_path / "mlm").exists()
 
 
 def test_an_interrupted_run_ends_with_the_uninterrupted_parameters(

@@ -124,3 +124,9 @@ def test_padding_marks_texts_and_leaves_spare_rows_empty():
         tokens.segment_ids, [[1, 1, 1, 0], [1, 1, 0, 0], [0] * 4]
     )
     assert tokens.type_ids is None
+
+
+def test_a_large_alphabet_does_not_exceed_the_vocabulary():
+    letters = [chr(0x4E00 + i) for i in range(900)]
+    tokenizer = TextTokenizer.train(["".join(letters)] * 3, vocab_size=300)
+    assert tokenizer.size <= 300

@@ -213,10 +213,14 @@ def test_a_run_that_is_complete_does_nothing_more(case, whole):
     assert (path / "metrics.jsonl").read_text() == lines
 
 
-def test_a_signal_in_the_last_step_leaves_a_complete_run(mlm, tmp_path):
-    state = mlm.train(tmp_path, update=stopping_after(mlm, STEPS))
-    assert int(state.step) == STEPS
+def test_a_signal_in_the_last_step_ends_the_process_with_a_complete_stage(
+    mlm, tmp_path
+):
+    with pytest.raises(SystemExit) as stopped:
+        mlm.train(tmp_path, update=stopping_after(mlm, STEPS))
+    assert stopped.value.code == 75
     assert checkpoint_steps(tmp_path) == [7, 12]
+    assert int(mlm.train(tmp_path).step) == STEPS
 
 
 def test_the_second_ctrl_c_does_not_wait(mlm, tmp_path):

@@ -63,7 +63,9 @@ def read_embedding(folder: Path, config: ModelConfig) -> EmbeddingConfig:
     settings = read_json(folder / _SETTINGS) if (folder / _SETTINGS).is_file() else {}
     prompts = {name: text for name, text in (settings.get("prompts") or {}).items()}
     for alias, name in ALIASES.items():
-        if name in prompts and prompts.get(alias) == prompts[name]:
+        if alias in prompts and prompts[alias] == prompts.setdefault(
+            name, prompts[alias]
+        ):
             del prompts[alias]
     if not any(prompts.values()):
         prompts = dict(NOMIC_PROMPTS)

@@ -58,6 +58,7 @@ def prepare(config: PrepareConfig, folder: Path) -> None:
     if config.pairs == PYTHON:
         corpus = python_corpus(
             max_held_out=config.held_out,
+            min_held_out=min(1000, config.held_out),
             max_pairs=config.limit,
             max_texts=config.limit,
         )

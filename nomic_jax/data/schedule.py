@@ -67,8 +67,8 @@ class Schedule:
         )
 
 
-# Orders are remembered for speed alone: each is a function of its arguments. NumPy
-# pads a key with zeros, so (seed, epoch) is stream 0 of the epoch; sources follow.
+# Orders are remembered for speed alone: each is a function of its arguments. Stream 0
+# of an epoch orders its batches, stream 1 + i the records of source i.
 @functools.lru_cache(maxsize=4)
 def _batch_order(schedule: Schedule, epoch: int) -> np.ndarray:
     counts = [size // schedule.batch_size for _, size in schedule.sizes]

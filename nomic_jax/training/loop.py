@@ -111,7 +111,7 @@ def train(
                 if stop or done % config.save_every == 0 or done == config.steps:
                     log.write(waiting)
                     checkpoints.save(done, state)
-                if stop and done < config.steps:
+                if stop:
                     progress.write(
                         f"{name}: stopped after step {done} of {config.steps}; the "
                         "same command goes on from there",

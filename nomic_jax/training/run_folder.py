@@ -74,7 +74,7 @@ class RunFolder:
         if changed := differing_fields(earlier, new):
             raise ValueError(
                 f"{path} holds a run of another config: {'; '.join(changed)}; "
-                "use another --out, or remove the folder"
+                f"use another --out, or remove {path.parent}"
             )
 
     @property
