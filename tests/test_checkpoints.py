@@ -415,6 +415,24 @@ def test_sentence_transformers_folder_keeps_the_embedding(tmp_path, name, poolin
     assert (tmp_path / "jax/tokenizer.json").is_file()
 
 
+def test_prompts_under_that_librarys_own_names_serve_queries_and_documents(tmp_path):
+    source = tiny.add_tokenizer(edited(tmp_path / "source"))
+    embedding = dataclasses.replace(
+        PUBLISHED_EMBEDDINGS["nomic-embed-text-v1.5"], max_length=64
+    )
+    write_checkpoint(
+        read_checkpoint(source),
+        tmp_path / "out",
+        layout="sentence-transformers",
+        embedding=embedding,
+    )
+    settings = tmp_path / "out" / "config_sentence_transformers.json"
+    settings.write_text(json.dumps({"prompts": {"query": "q: ", "document": "d: "}}))
+    read = read_checkpoint(tmp_path / "out").embedding
+    assert read is not None
+    assert read.prompts == {"search_query": "q: ", "search_document": "d: "}
+
+
 def test_the_embedding_is_chosen_by_name_then_files_then_default(tmp_path):
     plain = edited(tmp_path / "plain")
     chosen = embedding_for(plain, read_checkpoint(plain))

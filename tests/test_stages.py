@@ -149,3 +149,9 @@ def test_a_broken_config_file_is_named_with_its_line(tmp_path, text, message):
 def test_a_setting_no_run_can_have_is_refused_when_it_is_made(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_texts_longer_than_the_model_are_refused_with_both_numbers():
+    long = change(PRETRAIN, document_length=9)
+    with pytest.raises(ValueError, match=r"texts of 9 tokens.*trained_positions=8"):
+        check_stages((PREPARE, MLM, long))
