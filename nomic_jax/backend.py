@@ -19,8 +19,8 @@ def default_dtype() -> Dtype:
 def default_tokens_per_batch() -> int:
     """Return how many tokens to embed at once.
 
-    A processor works from its cache: on 2 cores, batches of 400 tokens ran a quarter
-    faster than those of 6,000. An accelerator has its lanes to fill.
+    A processor works from its cache: on 2 loaded cores 2,048 tokens ran three times as
+    fast as 16,384. It is a row of the trained length. An accelerator has lanes to fill.
     """
     return 2048 if jax.default_backend() == "cpu" else 16_384
 

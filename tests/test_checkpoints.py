@@ -15,19 +15,9 @@ from nomic_jax.checkpoints.hub import resolve
 from nomic_jax.checkpoints.problems import CheckpointError, ranges
 from nomic_jax.checkpoints.reader import read_checkpoint
 from nomic_jax.checkpoints.writer import write_checkpoint
-from nomic_jax.config import PUBLISHED, PUBLISHED_EMBEDDINGS, ModelConfig
+from nomic_jax.config import PUBLISHED, PUBLISHED_EMBEDDINGS
 
-CONFIG = ModelConfig(
-    vocab_size=tiny.VOCABULARY,
-    type_vocab_size=2,
-    num_layers=tiny.LAYERS,
-    width=tiny.WIDTH,
-    num_heads=tiny.HEADS,
-    mlp_width=tiny.MLP,
-    layer_norm_epsilon=1e-12,
-    rope_base=1000.0,
-    trained_positions=64,
-)
+CONFIG = tiny.CONFIG
 
 
 def ours(path):

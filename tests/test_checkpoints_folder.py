@@ -20,23 +20,13 @@ from nomic_jax.checkpoints.folder import (
 )
 from nomic_jax.checkpoints.reader import read_checkpoint
 from nomic_jax.checkpoints.writer import write_checkpoint
-from nomic_jax.config import EmbeddingConfig, ModelConfig
+from nomic_jax.config import EmbeddingConfig
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.model.pooling import embed, matryoshka
 from nomic_jax.tokenizer import TextTokenizer, pad
 
-CONFIG = ModelConfig(
-    vocab_size=tiny.VOCABULARY,
-    type_vocab_size=2,
-    num_layers=tiny.LAYERS,
-    width=tiny.WIDTH,
-    num_heads=tiny.HEADS,
-    mlp_width=tiny.MLP,
-    layer_norm_epsilon=1e-12,
-    rope_base=1000.0,
-    trained_positions=64,
-)
+CONFIG = tiny.CONFIG
 EMBEDDING = EmbeddingConfig(
     pooling="mean", layer_norm=True, max_length=64, matryoshka_dims=(32, 16)
 )

@@ -1,6 +1,5 @@
 """The command: what it writes, what it says, and how it ends."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,13 +40,6 @@ def peak_bytes(*arguments):
         check=True,
     )
     return 1024 * int(done.stdout.split("PEAK")[1])
-
-
-def real_checkpoint(name):
-    folder = os.environ.get("NOMIC_JAX_REAL_WEIGHTS")
-    if not folder or not (Path(folder) / name).is_dir():
-        pytest.skip(f"needs NOMIC_JAX_REAL_WEIGHTS with {name} in it")
-    return Path(folder) / name
 
 
 def test_it_converts_there_and_back(tmp_path, capsys):
@@ -142,8 +134,10 @@ def test_memory_stays_under_one_checkpoint(tmp_path, layout):
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_the_real_checkpoint_goes_there_and_back_bitwise_in_little_memory(tmp_path):
-    source = real_checkpoint("nomic-embed-text-v1.5")
+def test_the_real_checkpoint_goes_there_and_back_bitwise_in_little_memory(
+    tmp_path, real_weights
+):
+    source = real_weights / "nomic-embed-text-v1.5"
     size = (source / "model.safetensors").stat().st_size
     place, peaks = source, []
     for layout in ("jax", "transformers", "nomic"):
@@ -162,7 +156,7 @@ def test_the_real_checkpoint_goes_there_and_back_bitwise_in_little_memory(tmp_pa
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.torch
-def test_the_real_checkpoint_exports_to_sentence_transformers(tmp_path):
+def test_the_real_checkpoint_exports_to_sentence_transformers(tmp_path, real_weights):
     import transformers
     from sentence_transformers import SentenceTransformer
 
@@ -171,7 +165,7 @@ def test_the_real_checkpoint_exports_to_sentence_transformers(tmp_path):
     from nomic_jax.tokenizer import TextTokenizer, pad
 
     transformers.logging.disable_progress_bar()
-    source = real_checkpoint("nomic-embed-text-v1.5")
+    source = real_weights / "nomic-embed-text-v1.5"
     folder = tmp_path / "st"
     assert main([str(source), str(folder), "--to", "sentence-transformers"]) == 0
     model = SentenceTransformer(str(folder), device="cpu")

@@ -6,8 +6,23 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from nomic_jax.config import ModelConfig
+
 LAYERS, WIDTH, HEADS, MLP, VOCABULARY = 2, 32, 4, 64, 128
 DTYPES = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
+
+# What every folder below holds.
+CONFIG = ModelConfig(
+    vocab_size=VOCABULARY,
+    type_vocab_size=2,
+    num_layers=LAYERS,
+    width=WIDTH,
+    num_heads=HEADS,
+    mlp_width=MLP,
+    layer_norm_epsilon=1e-12,
+    rope_base=1000.0,
+    trained_positions=64,
+)
 
 NOMIC_CONFIG = {
     "model_type": "nomic_bert",
