@@ -7,20 +7,25 @@ the run mines with its own model. Retrieval is measured on whole modules held ou
 """
 
 from nomic_jax.curation.mining import MineData, MineStage, Mining
-from nomic_jax.data.prepare import PrepareConfig, PrepareStage
+from nomic_jax.store.corpus import PrepareConfig, PrepareStage
 from nomic_jax.training.contrastive import ContrastiveLoss, ContrastiveStage, PairData
 from nomic_jax.training.loop import LoopConfig
 from nomic_jax.training.mlm import MlmData, MlmStage, ModelSize
 from nomic_jax.training.optimizer import OptimizerConfig
 
 stages = (
-    PrepareStage(name="prepare", data=PrepareConfig(pairs="python")),
+    PrepareStage(
+        name="prepare",
+        data=PrepareConfig(
+            pairs="python", row_length=128, query_length=32, document_length=64
+        ),
+    ),
     MlmStage(
         name="mlm",
         model=ModelSize(
             num_layers=2, width=128, num_heads=2, mlp_width=512, trained_positions=128
         ),
-        data=MlmData(row_length=128),
+        data=MlmData(stores="prepare", row_length=128),
         optimizer=OptimizerConfig(
             learning_rate=1e-3,
             weight_decay=1e-5,
@@ -33,7 +38,7 @@ stages = (
     ),
     ContrastiveStage(
         name="pretrain",
-        data=PairData(stage="prepare", query_length=32, document_length=64),
+        data=PairData(stores="prepare", query_length=32, document_length=64),
         loss=ContrastiveLoss(temperature=0.05),
         optimizer=OptimizerConfig(
             learning_rate=2e-3,
@@ -52,7 +57,7 @@ stages = (
     ContrastiveStage(
         name="finetune",
         data=PairData(
-            stage="mine", query_length=32, document_length=64, num_negatives=3
+            stores="mine", query_length=32, document_length=64, num_negatives=3
         ),
         loss=ContrastiveLoss(temperature=0.05),
         optimizer=OptimizerConfig(

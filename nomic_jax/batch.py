@@ -5,7 +5,7 @@ Axis letters, in every signature of the project:
     B  rows of a batch          S  columns of a row, in tokens
     D  width of the model       E  dimension of an embedding
     H  attention heads          K  width of a head
-    M  documents of a batch     N  masked positions of a row
+    M  texts of a packed batch  N  masked positions of a row
     V  vocabulary               L  layers
 """
 
@@ -87,15 +87,42 @@ class MlmBatch:
 
 @as_pytree
 @dataclasses.dataclass(frozen=True)
+class PackedTexts:
+    """Texts in rows that hold up to K of them each, and where each text went.
+
+    Slot `k` of row `r` is the segment of id `k + 1` there; it has number `r * K + k`.
+    Texts in rows of their own are the case K = 1.
+    """
+
+    tokens: Tokens
+    slot_lengths: Int[Array | np.ndarray, "B K"]  # tokens of each slot's text, or 0
+    slots: Int[Array | np.ndarray, "M"]  # the number of the slot that holds each text
+
+
+@as_pytree
+@dataclasses.dataclass(frozen=True)
 class PairBatch:
     """Queries and their documents, all from one source.
 
-    Documents come in groups of `M / B`, the positive first, its hard negatives after:
-    row `i * M / B` answers query `i`.
+    Documents come in groups of `M / Q` for Q queries, the positive first, its hard
+    negatives after: document `i * M / Q` answers query `i`.
     """
 
-    query: Tokens
-    document: Tokens
+    query: PackedTexts
+    document: PackedTexts
+    # Two halves of a 64-bit hash of the tokens in each slot of the documents' rows,
+    # equal where they are; by slot, as a host has read the documents of its rows only.
+    document_ids: Int[Array | np.ndarray, "B K 2"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepBatch:
+    """A step's arrays, on the host, with what is said about them."""
+
+    source: str
+    arrays: "MlmBatch | PairBatch"
+    num_tokens: int  # real ones
+    num_columns: int  # of all rows, padding counted
 
 
 def positions_and_lengths(

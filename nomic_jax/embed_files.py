@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 from jaxtyping import Float32
 
-from nomic_jax.data.jsonl import read_texts
+from nomic_jax.sources.jsonl import read_texts
 from nomic_jax.whole_file import whole_file
 
 FORMATS = (".npy", ".jsonl", ".parquet")

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from nomic_jax.config import nearest
 from nomic_jax.curation.mining import MineStage
-from nomic_jax.data.prepare import PrepareStage
+from nomic_jax.store.corpus import PrepareStage
 from nomic_jax.training.contrastive import ContrastiveStage
 from nomic_jax.training.mlm import MlmStage
 from nomic_jax.training.run_folder import config_hash
@@ -98,6 +98,11 @@ def check_stages(stages: Sequence[object]) -> None:
         raise ValueError("the config's stages: " + "; ".join(problems))
 
 
+def is_place(stores: str) -> bool:
+    """Tell a folder or URL of token stores from the name of a stage."""
+    return not stores.isidentifier()
+
+
 def _misplaced(stage: Stage, earlier: Mapping[str, Stage]) -> Iterator[str]:
     """Say why a stage cannot follow the earlier ones."""
     kinds = {type(other) for other in earlier.values()}
@@ -107,12 +112,9 @@ def _misplaced(stage: Stage, earlier: Mapping[str, Stage]) -> Iterator[str]:
             yield f"{stage.name} would bring a second tokenizer: prepare only once"
         return
     if isinstance(stage, MlmStage):
-        if PrepareStage not in kinds:
-            yield f"{stage.name} needs a prepare stage before it"
         if trained:
             yield f"{stage.name} would discard what is trained: it starts a fresh model"
-        return
-    if not trained:
+    elif not trained:
         yield f"{stage.name} needs a stage before it that trains"
     if isinstance(stage, ContrastiveStage):
         longest = max(stage.data.query_length, stage.data.document_length)
@@ -122,24 +124,37 @@ def _misplaced(stage: Stage, earlier: Mapping[str, Stage]) -> Iterator[str]:
                     f"{stage.name} has texts of {longest} tokens, {other.name} a model "
                     f"of trained_positions={other.model.trained_positions}"
                 )
-    pairs = stage.data.stage
-    givers = {
-        name: other
-        for name, other in earlier.items()
-        if isinstance(other, PrepareStage | MineStage)
-    }
-    if pairs not in givers:
+    if isinstance(stage, MineStage) or not is_place(stage.data.stores):
+        yield from _misgiven(stage, earlier)
+
+
+def _misgiven(
+    stage: MlmStage | ContrastiveStage | MineStage, earlier: Mapping[str, Stage]
+) -> Iterator[str]:
+    """Say why the stage that a stage takes its data from cannot give it."""
+    name = stage.data.stage if isinstance(stage, MineStage) else stage.data.stores
+    kinds = PrepareStage if isinstance(stage, MlmStage) else PrepareStage | MineStage
+    givers = {n: other for n, other in earlier.items() if isinstance(other, kinds)}
+    giver = givers.get(name)
+    if giver is None:
+        wanted = "prepare" if kinds is PrepareStage else "prepare or mine"
+        hint = f": {nearest(name, givers)}" if givers else ""
+        place = "" if isinstance(stage, MineStage) else ", and no folder or URL"
         yield (
-            f"{stage.name} takes its pairs from {pairs!r}, which is no prepare or mine "
-            "stage before it" + (f": {nearest(pairs, givers)}" if givers else "")
+            f"{stage.name} takes its data from {name!r}, which is no {wanted} stage "
+            f"before it{place}{hint}"
         )
-    giver = givers.get(pairs)
-    if (
-        isinstance(stage, ContrastiveStage)
-        and isinstance(giver, MineStage)
-        and stage.data.num_negatives > giver.mining.count
-    ):
-        yield (
-            f"{stage.name} takes num_negatives={stage.data.num_negatives} of each "
-            f"query, of which {giver.name} finds count={giver.mining.count}"
-        )
+    elif isinstance(stage, ContrastiveStage) and isinstance(giver, MineStage):
+        if stage.data.num_negatives > giver.mining.count:
+            yield (
+                f"{stage.name} takes num_negatives={stage.data.num_negatives} of each "
+                f"query, of which {giver.name} finds count={giver.mining.count}"
+            )
+    if not isinstance(giver, PrepareStage) or isinstance(stage, MineStage):
+        return
+    for length in ("row_length", "query_length", "document_length"):
+        asked, made = getattr(stage.data, length, None), getattr(giver.data, length)
+        if asked is not None and (
+            asked > made or (length == "row_length" and asked < made)
+        ):
+            yield f"{stage.name} has {length}={asked}, {giver.name} prepares {made}"

@@ -6,6 +6,7 @@ Rows are padded to the lengths of `BUCKETS` only, so that few programs are compi
 import bisect
 import collections
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,6 +79,13 @@ class TextTokenizer:
         return cls(slow.backend_tokenizer)
 
     @classmethod
+    def from_json(cls, text: str) -> "TextTokenizer":
+        """Build one from the content of a `tokenizer.json`."""
+        import tokenizers
+
+        return cls(tokenizers.Tokenizer.from_str(text))
+
+    @classmethod
     def train(cls, texts: Sequence[str], *, vocab_size: int) -> "TextTokenizer":
         """Train a lower-casing WordPiece vocabulary, as bert-base-uncased's.
 
@@ -133,6 +141,12 @@ class TextTokenizer:
     def size(self) -> int:
         """Number of tokens, special ones included."""
         return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def digest(self) -> str:
+        """BLAKE2b of all it does, in 32 hex digits; saving and loading keep it."""
+        text = self.backend.to_str()
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def token_id(self, token: str) -> int:
         """Return the id of a token.

@@ -1,11 +1,10 @@
 """Files that are there whole or not at all: written beside their place, then moved."""
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 
 @contextlib.contextmanager
@@ -21,10 +20,3 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    with whole_file(path) as file:
-        file.write(f"{text}\n".encode())

@@ -18,6 +18,14 @@ WEIGHTS, DATA = "NOMIC_JAX_REAL_WEIGHTS", "NOMIC_JAX_REAL_DATA"
 REQUIRE_ALL = "NOMIC_JAX_REQUIRE_ALL"  # "1": a skip of a torch or real test fails
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory):
+    """Keep what is cached out of the user's own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("torch") and not importlib.util.find_spec("torch"):
         pytest.skip("PyTorch is not installed; the extra [test] brings it")

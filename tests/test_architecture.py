@@ -12,10 +12,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Imports go one way: a room imports from itself and from those above it.
 ROOMS = (
-    *("config", "whole_file", "backend", "batch", "tokenizer", "batching"),
-    *("sharding", "model", "checkpoints", "data", "training", "embedder", "search"),
-    *("curation", "evaluation", "report", "stages", "verify", "embed_files"),
-    *("recipe", "overrides", "cli"),
+    *("config", "whole_file", "storage", "backend", "batch", "tokenizer", "batching"),
+    *("sharding", "sources", "store", "data", "model", "checkpoints", "training"),
+    *("embedder", "search", "curation", "evaluation", "report", "stages"),
+    *("verify", "embed_files", "results", "recipe", "overrides", "cli"),
 )
 HEAVY = ("jax", "flax", "transformers", "orbax", "torch", "grain", "matplotlib")
 

@@ -6,12 +6,24 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from nomic_jax.batch import MlmBatch, PairBatch, Tokens, positions_and_lengths
+from nomic_jax.batch import (
+    MlmBatch,
+    PackedTexts,
+    PairBatch,
+    Tokens,
+    positions_and_lengths,
+)
 
 
 def tokens(rows=2, columns=5):
     ids = np.arange(rows * columns, dtype=np.int32).reshape(rows, columns)
     return Tokens(ids, np.ones_like(ids))
+
+
+def texts(rows=2, columns=5):
+    """Make rows of one text each."""
+    lengths = np.full((rows, 1), columns, np.int32)
+    return PackedTexts(tokens(rows, columns), lengths, np.arange(rows))
 
 
 def test_positions_and_lengths_are_each_texts_own():
@@ -44,19 +56,26 @@ def test_shapes_are_checked_while_tests_run():
         Tokens(ones.astype(np.float32), ones)
     with pytest.raises(TypeCheckError):
         positions_and_lengths(jnp.ones(3, jnp.int32))
+    with pytest.raises(TypeCheckError):
+        PackedTexts(tokens(2), np.ones(2, np.int32), np.arange(2))
+    with pytest.raises(TypeCheckError):  # a hash of one half
+        PairBatch(texts(), texts(), np.zeros((2, 1, 1), np.int32))
 
 
 def test_transformations_put_what_they_like_into_a_batch():
-    batch = PairBatch(tokens(), tokens(4))
+    batch = PairBatch(texts(), texts(4), np.zeros((4, 1, 2), np.int32))
     specs = jax.tree.map(lambda leaf: object(), batch)
-    assert isinstance(specs.document, Tokens) and specs.query.type_ids is None
+    assert isinstance(specs.document, PackedTexts)
+    assert specs.query.tokens.type_ids is None
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), batch)
-    total = jax.lax.scan(lambda sum, b: (sum + b.query.ids.sum(), None), 0, stacked)
-    assert total[0] == 3 * batch.query.ids.sum()
-    assert jax.vmap(lambda b: b.document.ids.sum())(stacked).shape == (3,)
+    total = jax.lax.scan(
+        lambda sum, b: (sum + b.query.tokens.ids.sum(), None), 0, stacked
+    )
+    assert total[0] == 3 * batch.query.tokens.ids.sum()
+    assert jax.vmap(lambda b: b.document.tokens.ids.sum())(stacked).shape == (3,)
     shapes = jax.eval_shape(lambda b: b, batch)
-    assert shapes.document.ids == jax.ShapeDtypeStruct((4, 5), jnp.int32)
-    assert jax.jit(lambda b: b)(batch).query.ids.shape == (2, 5)
+    assert shapes.document.tokens.ids == jax.ShapeDtypeStruct((4, 5), jnp.int32)
+    assert jax.jit(lambda b: b)(batch).query.tokens.ids.shape == (2, 5)
 
 
 def test_a_batch_keeps_its_fields_through_flattening():

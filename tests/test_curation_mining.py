@@ -4,20 +4,26 @@ import numpy as np
 import pytest
 
 from nomic_jax.curation.mining import Mining, mine_negatives, with_negatives
-from nomic_jax.data.pairs import TokenizedPairs
-from nomic_jax.data.prepare import is_prepared, read_sources
-from nomic_jax.data.sources import Pair, PairSource
+from nomic_jax.data.pairs import PairBatches
+from nomic_jax.data.schedule import Schedule
 from nomic_jax.embedder import Embedder
+from nomic_jax.sources.pairs import Pair, PairSource
+from nomic_jax.store.corpus import PAIRS, is_prepared, read_sources
+from nomic_jax.store.store import open_stores
 from nomic_jax.tokenizer import TextTokenizer
 
 DOCUMENTS = [f"document number {i}" for i in range(12)]
 
 
+LENGTHS = {"query_length": 16, "document_length": 16}
+
+
 class Encoder(Embedder):
     """Stands for an `Embedder`: a text's vector is drawn from the text."""
 
-    def __init__(self):
-        pass  # there is no model
+    def __init__(self):  # there is no model
+        texts = DOCUMENTS + ["query 0"] * 3
+        self.tokenizer = TextTokenizer.train(texts, vocab_size=100)
 
     def encoders(self, query_prefix, document_prefix):
         assert query_prefix == "search_query: "
@@ -82,23 +88,42 @@ def test_a_source_with_too_few_documents_is_named():
 def test_what_is_written_is_read_unchanged_by_the_contrastive_stage(tmp_path):
     sources = (source(), dataclasses.replace(source(), name="letters"))
     settings = Mining(count=3, pool=6)
-    mine_negatives(sources, Encoder(), settings, tmp_path)
+    encoder = Encoder()
+    mine_negatives(sources, encoder, settings, tmp_path, **LENGTHS)
     assert is_prepared(tmp_path)
     read = read_sources(tmp_path, "train")
     expected = [with_negatives(s, Encoder(), settings) for s in sources]
     assert [(s.name, list(s.pairs)) for s in read] == [
         (s.name, list(s.pairs)) for s in expected
     ]
-    tokenizer = TextTokenizer.train(DOCUMENTS + ["query 0"] * 3, vocab_size=100)
-    tokenized = TokenizedPairs.of(
-        read[0], tokenizer, query_length=16, document_length=16, num_negatives=3
+    stores = open_stores(tmp_path / PAIRS)
+    assert list(stores) == ["forum", "letters"]
+    schedule = Schedule.over({"forum": 12}, batch_size=5, seed=0)
+    batch_at = PairBatches(
+        {"forum": stores["forum"]},
+        schedule,
+        num_negatives=3,
+        negatives="first",
+        packed=False,
+        pad_id=0,
+        seed=0,
+        **LENGTHS,
     )
-    batch = tokenized.batch(np.arange(5), num_negatives=3, seed=0, step=0, pad_id=0)
-    assert len(batch.document.ids) == 5 * 4
+    tokens = batch_at(0).arrays.document.tokens
+    _, records = schedule.at(0)
+    texts = [
+        text
+        for record in records
+        for pair in [expected[0].pairs[record]]
+        for text in (pair.document, *pair.negatives)
+    ]
+    prefixed = ["search_document: " + text for text in texts]
+    for row, ids in enumerate(encoder.tokenizer.encode(prefixed, max_length=16).ids):
+        np.testing.assert_array_equal(tokens.ids[row][tokens.mask[row]], ids)
 
 
 def test_nothing_says_done_where_a_source_cannot_be_mined(tmp_path):
     few = PairSource("few", source().pairs[:2], "search_query: ", "search_document: ")
     with pytest.raises(ValueError, match="'few' has 2 documents"):
-        mine_negatives((source(), few), Encoder(), Mining(count=3), tmp_path)
+        mine_negatives((source(), few), Encoder(), Mining(count=3), tmp_path, **LENGTHS)
     assert not list(tmp_path.iterdir())

@@ -1,7 +1,12 @@
+import pickle
+
+import jax
 import numpy as np
 import pytest
+from stores import write_row_store
 
-from nomic_jax.data.mlm import Masking, corrupt, pack, slots
+from nomic_jax.data.mlm import Masking, MlmBatches, corrupt, slots
+from nomic_jax.data.schedule import Schedule
 
 SPECIAL, MASK, VOCABULARY = (0, 1, 2, 3, 4), 4, 1000
 MASKING = Masking(
@@ -120,13 +125,88 @@ def test_room_for_masked_tokens_runs_out_almost_never():
     assert slots(4, 0.9) == 4  # and a short row has room for all of its tokens
 
 
-def test_packing_loses_the_last_incomplete_row_alone():
-    documents = [np.arange(n, dtype=np.int32) + 100 * n for n in (7, 2, 11, 5)]
-    rows = pack(iter(documents), row_length=6)
-    assert rows.shape == (4, 6) and rows.dtype == np.int32
-    np.testing.assert_array_equal(rows.ravel(), np.concatenate(documents)[:24])
-    assert pack(documents[1:2], row_length=6).shape == (0, 6)
-    assert pack([], row_length=6).shape == (0, 6)
+def row_store(tmp_path, name="text", count=23, row_length=16, seed=0):
+    """A store of packed rows of one to three documents each, and the rows."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        ids = random.integers(5, VOCABULARY, size=row_length).astype(np.int32)
+        cuts = np.sort(random.choice(np.arange(1, row_length), size=2, replace=False))
+        rows.append(np.split(ids, cuts[: random.integers(3)]))
+    store = write_row_store(tmp_path / name, name, rows, row_length=row_length)
+    return store, rows
+
+
+def batches(stores, **changes):
+    sizes = {name: len(store) for name, store in stores.items()}
+    values = {"row_length": 16} | changes
+    return MlmBatches(
+        stores, Schedule.over(sizes, batch_size=8, seed=0), MASKING, **values
+    )
+
+
+def test_a_batch_holds_the_rows_that_the_schedule_names(tmp_path):
+    store, rows = row_store(tmp_path)
+    batch_at = batches({"text": store})
+    for step in range(4):
+        batch = batch_at(step)
+        _, records = batch_at.schedule.at(step)
+        whole = batch.arrays.tokens.ids.copy()
+        row, slot = np.nonzero(batch.arrays.weights)
+        whole[row, batch.arrays.positions[row, slot]] = batch.arrays.targets[row, slot]
+        expected = [np.concatenate(rows[record]) for record in records]
+        np.testing.assert_array_equal(whole, expected)
+        assert batch.num_tokens == batch.num_columns == 8 * 16
+
+
+def test_documents_of_a_row_see_one_another_unless_asked_otherwise(tmp_path):
+    store, rows = row_store(tmp_path)
+    joined = batches({"text": store})(0).arrays.tokens
+    assert (joined.segment_ids == 1).all()
+    apart = batches({"text": store}, documents="separate")
+    _, records = apart.schedule.at(0)
+    tokens = apart(0).arrays.tokens
+    np.testing.assert_array_equal(tokens.ids, joined.ids)
+    assert max(len(rows[record]) for record in records) == 3
+    for ids, record in zip(tokens.segment_ids, records, strict=True):
+        lengths = [len(piece) for piece in rows[record]]
+        np.testing.assert_array_equal(
+            ids, np.repeat(range(1, 1 + len(lengths)), lengths)
+        )
+
+
+@pytest.mark.parametrize("hosts", [2, 4, 8])
+def test_the_hosts_parts_of_a_batch_make_the_batch_of_one_host(tmp_path, hosts):
+    stores = {name: row_store(tmp_path, name, seed=i)[0] for i, name in enumerate("ab")}
+    whole = batches(stores, documents="separate")
+    for step in (0, 3, 1001):
+        parts = [
+            batches(stores, documents="separate", host=host, hosts=hosts)(step)
+            for host in range(hosts)
+        ]
+        assert {part.source for part in parts} == {whole(step).source}
+        joined = jax.tree.map(
+            lambda *arrays: np.concatenate(arrays), *(part.arrays for part in parts)
+        )
+        jax.tree.map(np.testing.assert_array_equal, joined, whole(step).arrays)
+
+
+def test_a_batch_is_the_same_after_a_jump_and_after_a_walk_and_in_another_process(
+    tmp_path,
+):
+    store, _ = row_store(tmp_path)
+    batch_at = batches({"text": store})
+    walked = [batch_at(step) for step in range(9)][-1]
+    for other in (batches({"text": store}), pickle.loads(pickle.dumps(batch_at))):
+        jax.tree.map(np.testing.assert_array_equal, other(8).arrays, walked.arrays)
+
+
+def test_what_does_not_fit_the_rows_is_refused(tmp_path):
+    store, _ = row_store(tmp_path)
+    with pytest.raises(ValueError, match="'text' has rows of 16 tokens, row_length=12"):
+        batches({"text": store}, row_length=12)
+    with pytest.raises(ValueError, match="batch_size=8 does not split among 3 hosts"):
+        batches({"text": store}, hosts=3)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1])

@@ -1,140 +1,272 @@
+import dataclasses
+import pickle
+from collections import Counter
+
+import jax
 import numpy as np
 import pytest
+from stored_pairs import CLS, SEP, random_store
+from stores import write_pair_store
 
-from nomic_jax.data.pairs import TokenizedPairs
-from nomic_jax.data.sources import Pair, PairSource
-from nomic_jax.tokenizer import TextTokenizer
+from nomic_jax.data.pairs import PairBatches
+from nomic_jax.data.schedule import Schedule
 
-WORDS = [f"{a}{b}" for a in "klmnpr" for b in "aeiou"]
-POOL = 5  # hard negatives of each query
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    prompts = ["search_query: search_document: "] * 9
-    return TextTokenizer.train(WORDS * 9 + prompts, vocab_size=200)
+BATCH = 16
+POOL = 5  # hard negatives stored with each pair
+both_forms = pytest.mark.parametrize("packed", [True, False])
 
 
-def source(count=8):
-    pairs = [
-        Pair(
-            f"{WORDS[i]} ka",
-            f"{WORDS[i]} la",
-            tuple(f"{WORDS[i]} {word}" for word in WORDS[20 : 20 + POOL]),
-        )
-        for i in range(count)
-    ]
-    return PairSource("words", pairs, "search_query: ", "search_document: ")
-
-
-def tokenized(tokenizer, num_negatives=2, query_length=16, document_length=16):
-    return TokenizedPairs.of(
-        source(),
-        tokenizer,
-        query_length=query_length,
-        document_length=document_length,
-        num_negatives=num_negatives,
+def make(stores=None, *, seed=0, lengths=(12, 40), **changes):
+    stores = stores or [random_store(negatives=POOL)]
+    schedule = Schedule.over(
+        {store.name: len(store) for store in stores}, batch_size=BATCH, seed=seed
     )
-
-
-def texts(tokenizer, tokens):
-    rows = zip(tokens.ids, tokens.mask, strict=True)
-    return [tokenizer.backend.decode(ids[mask].tolist()) for ids, mask in rows]
-
-
-def normal(text):
-    return text.replace(" ", "").lower()
-
-
-def make(pairs, records, num_negatives=2, seed=0, step=0):
-    return pairs.batch(
-        np.array(records),
-        num_negatives=num_negatives,
-        seed=seed,
-        step=step,
-        pad_id=0,
-    )
-
-
-def test_each_positive_is_followed_by_negatives_of_its_own_query(tokenizer):
-    records = [3, 0, 6]
-    batch = make(tokenized(tokenizer), records)
-    assert len(batch.query.ids) == 3 and len(batch.document.ids) == 9
-    queries = texts(tokenizer, batch.query)
-    documents = texts(tokenizer, batch.document)
-    for row, record in enumerate(records):
-        pair = source().pairs[record]
-        assert normal(queries[row]) == normal("search_query: " + pair.query)
-        positive, *negatives = documents[3 * row : 3 * row + 3]
-        assert normal(positive) == normal("search_document: " + pair.document)
-        allowed = {normal("search_document: " + text) for text in pair.negatives}
-        found = {normal(text) for text in negatives}
-        assert len(found) == 2 and found <= allowed
-
-
-def test_negatives_are_drawn_without_replacement(tokenizer):
-    pairs = tokenized(tokenizer)
-    for step in range(10):  # with replacement one draw in five would repeat
-        for drawn in negatives(make(pairs, range(8), step=step)):
-            assert len({row.tobytes() for row in drawn}) == 2
-
-
-def test_texts_keep_their_frame_of_special_tokens(tokenizer):
-    batch = make(tokenized(tokenizer), [1, 2])
-    for tokens in (batch.query, batch.document):
-        lengths = tokens.mask.sum(axis=1)
-        assert (tokens.ids[:, 0] == tokenizer.token_id("[CLS]")).all()
-        last = tokens.ids[np.arange(len(lengths)), lengths - 1]
-        assert (last == tokenizer.token_id("[SEP]")).all()
-        assert (tokens.ids[~tokens.mask] == 0).all()
-
-
-def negatives(batch):
-    ids = batch.document.ids
-    return ids.reshape(-1, 3, ids.shape[1])[:, 1:]
-
-
-def test_negatives_are_keyed_by_seed_step_and_row(tokenizer):
-    pairs = tokenized(tokenizer)
-    records = [4] * 6  # the same query in each row: only the key differs
-    first = negatives(make(pairs, records))
-    np.testing.assert_array_equal(first, negatives(make(pairs, records)))
-    drawn = {row.tobytes() for row in first}
-    assert len(drawn) > 1
-    assert (first != negatives(make(pairs, records, step=1))).any()
-    assert (first != negatives(make(pairs, records, seed=1))).any()
-
-
-def test_every_negative_comes_up_in_time(tokenizer):
-    pairs = tokenized(tokenizer)
-    drawn = {
-        row.tobytes()
-        for step in range(40)
-        for row in negatives(make(pairs, [2], step=step))[0]
+    settings = {
+        "query_length": lengths[0],
+        "document_length": lengths[1],
+        "num_negatives": 2,
+        "pad_id": 0,
+        "seed": seed,
+        **changes,
     }
-    assert len(drawn) == POOL
+    return PairBatches({store.name: store for store in stores}, schedule, **settings)
 
 
-def test_without_negatives_each_query_has_one_document(tokenizer):
-    batch = make(tokenized(tokenizer, num_negatives=0), [1, 5], num_negatives=0)
-    documents = [normal(text) for text in texts(tokenizer, batch.document)]
-    pairs = source().pairs
-    assert documents == [
-        normal("search_document: " + pairs[i].document) for i in (1, 5)
+def unpacked(texts):
+    """Read the texts of packed rows back, in their order."""
+    rows, slots = np.divmod(texts.slots, texts.slot_lengths.shape[1])
+    return [
+        tuple(texts.tokens.ids[row][texts.tokens.segment_ids[row] == slot + 1].tolist())
+        for row, slot in zip(rows, slots, strict=True)
     ]
 
 
-def test_a_query_with_too_few_negatives_is_named(tokenizer):
+def assert_same(batch, other):
+    for one, two in zip(jax.tree.leaves(batch), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@both_forms
+def test_queries_and_their_documents_are_those_of_the_schedule(packed):
+    batches = make(packed=packed)
+    store = batches.stores["words"]
+    for step in range(5):
+        batch = batches(step)
+        assert batch.source == "words"
+        _, records = batches.schedule.at(step)
+        queries = unpacked(batch.arrays.query)
+        documents = unpacked(batch.arrays.document)
+        assert len(queries) == BATCH and len(documents) == 3 * BATCH
+        for row, record in enumerate(records):
+            texts = [tuple(text.tolist()) for text in store.records[record]]
+            positive, *negatives = documents[3 * row : 3 * row + 3]
+            assert queries[row] == texts[0] and positive == texts[1]
+            # Drawn without replacement from the query's own.
+            assert len(set(negatives)) == 2 and set(negatives) <= set(texts[2:])
+
+
+def test_packed_rows_hold_several_texts():
+    batch = make()(0)
+    assert (batch.arrays.document.slot_lengths > 0).sum(axis=1).max() >= 3
+    assert len(batch.arrays.document.tokens.ids) < 3 * BATCH
+    apart = make(packed=False)(0)
+    assert apart.num_tokens == batch.num_tokens
+    assert apart.num_columns > batch.num_columns
+
+
+@both_forms
+def test_tokens_and_columns_are_counted(packed):
+    batch = make(packed=packed)(3)
+    sides = (batch.arrays.query.tokens, batch.arrays.document.tokens)
+    assert batch.num_tokens == sum(side.mask.sum() for side in sides)
+    assert batch.num_columns == sum(side.ids.size for side in sides)
+
+
+@both_forms
+@pytest.mark.parametrize("hosts", [1, 2, 4, 8])
+def test_the_rows_of_all_hosts_make_up_the_one_host_batch(packed, hosts):
+    whole = make(packed=packed, multiple=8)
+    parts = [
+        make(packed=packed, multiple=8, host=host, hosts=hosts) for host in range(hosts)
+    ]
+    for step in (0, 7):
+        expected = whole(step)
+        built = [part(step) for part in parts]
+        for count in ("num_tokens", "num_columns"):
+            assert sum(getattr(b, count) for b in built) == getattr(expected, count)
+        for side in ("query", "document"):
+            one = getattr(expected.arrays, side)
+            many = [getattr(b.arrays, side) for b in built]
+            for part in many:
+                assert len(part.tokens.ids) == len(one.tokens.ids) // hosts
+                np.testing.assert_array_equal(part.slots, one.slots)
+            rows = [(p.tokens, p.slot_lengths) for p in many]
+            joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
+            assert_same(joined, (one.tokens, one.slot_lengths))
+        ids = np.concatenate([b.arrays.document_ids for b in built])
+        np.testing.assert_array_equal(ids, expected.arrays.document_ids)
+
+
+def test_a_host_reads_only_the_records_of_its_rows():
+    batches = make(num_negatives=0, multiple=8, host=3, hosts=8)
+    store = batches.stores["words"]
+    batch = batches(0).arrays
+    texts = sum(int((t.slot_lengths > 0).sum()) for t in (batch.query, batch.document))
+    assert 0 < len(store.asked) <= texts < 2 * BATCH
+    assert max(Counter(store.asked).values()) == 1
+
+
+@both_forms
+@pytest.mark.parametrize("seed", range(2))
+def test_a_step_after_a_jump_has_the_batch_it_has_in_a_walk(packed, seed):
+    batches = make(packed=packed, seed=seed)
+    walked = [batches(step) for step in range(12)]
+    sent = pickle.loads(pickle.dumps(make(packed=packed, seed=seed)))
+    for step in (11, 0, 6):
+        assert sent(step).source == walked[step].source
+        assert_same(sent(step).arrays, walked[step].arrays)
+
+
+def test_batches_out_of_files_are_those_out_of_memory(tmp_path):
+    memory = random_store(negatives=POOL)
+    records = [[text.astype(np.int32) for text in texts] for texts in memory.records]
+    store = write_pair_store(
+        tmp_path, "words", records, query_length=12, document_length=40
+    )
+    sent = pickle.loads(pickle.dumps(make([store])))
+    for step in (0, 5):
+        assert_same(sent(step).arrays, make([memory])(step).arrays)
+    sent.stores["words"].close()
+
+
+def test_no_batch_mixes_sources():
+    stores = [random_store(name, 40, seed=i) for i, name in enumerate("abc")]
+    batches = make(stores, num_negatives=0)
+    own = {
+        store.name: {
+            tuple(text.tolist()) for texts in store.records for text in texts[:2]
+        }
+        for store in stores
+    }
+    seen = set()
+    for step in range(batches.schedule.steps_per_epoch):
+        batch = batches(step)
+        found = {*unpacked(batch.arrays.query), *unpacked(batch.arrays.document)}
+        assert found <= own[batch.source]
+        assert not any(found & own[name] for name in own if name != batch.source)
+        seen.add(batch.source)
+    assert seen == set("abc")
+
+
+def test_negatives_are_keyed_by_seed_step_and_row_alone():
+    def drawn(step=0, **changes):
+        return make(**changes)._columns(2 + POOL, step)[:, 2:]
+
+    first = drawn()
+    assert len(np.unique(first, axis=0)) > 1  # rows differ though all have five
+    np.testing.assert_array_equal(first, drawn())
+    np.testing.assert_array_equal(first, drawn(multiple=2, host=1, hosts=2))
+    assert (first != drawn(step=1)).any() and (first != drawn(seed=1)).any()
+
+
+def test_every_negative_comes_up_equally_often():
+    batches = make()
+    columns = [batches._columns(2 + POOL, step)[:, 2:] for step in range(200)]
+    counts = np.bincount(np.concatenate(columns).ravel(), minlength=2 + POOL)
+    expected = 200 * BATCH * 2 / POOL
+    assert not counts[:2].any()
+    # 5 deviations of a binomial count.
+    assert np.abs(counts[2:] - expected).max() < 5 * np.sqrt(expected * 0.6)
+
+
+def test_the_first_negatives_are_taken_in_order_if_asked_for():
+    batches = make(negatives="first")
+    documents = unpacked(batches(0).arrays.document)
+    _, records = batches.schedule.at(0)
+    for row, record in enumerate(records):
+        texts = batches.stores["words"].records[record][1:4]
+        expected = [tuple(text.tolist()) for text in texts]
+        assert documents[3 * row : 3 * row + 3] == expected
+
+
+@both_forms
+def test_longer_texts_are_cut_and_keep_their_closing_token(packed):
+    batches = make(packed=packed, lengths=(6, 9))
+    store = batches.stores["words"]
+    _, records = batches.schedule.at(0)
+    arrays = batches(0).arrays
+    for text, record in zip(unpacked(arrays.query), records, strict=True):
+        whole = store.records[record][0].tolist()
+        expected = whole if len(whole) <= 6 else [*whole[:5], SEP]
+        assert list(text) == expected
+    documents = unpacked(arrays.document)
+    assert max(map(len, documents)) == 9
+    assert all(text[0] == CLS and text[-1] == SEP for text in documents)
+    assert arrays.query.tokens.ids.shape[1] == 6
+
+
+@both_forms
+def test_documents_have_equal_ids_where_their_tokens_are_equal(packed):
+    store = random_store(records=BATCH)
+    for record in (3, 4, 9):
+        store.records[record][1] = store.records[0][1].copy()
+    # These differ in nothing that is left of them.
+    long = np.arange(5, 45, dtype=np.uint16)
+    for record, tail in ((5, 77), (6, 78)):
+        store.records[record][1] = np.array([CLS, *long[:30], tail, SEP], np.uint16)
+    store.table = np.array([list(map(len, texts)) for texts in store.records], np.int32)
+    batches = make([store], packed=packed, num_negatives=0, lengths=(12, 20))
+    arrays = batches(0).arrays
+    ids = arrays.document_ids.reshape(-1, 2)[arrays.document.slots]
+    documents = unpacked(arrays.document)
+    equal = (ids[:, None] == ids[None]).all(axis=-1)
+    for i, one in enumerate(documents):
+        assert equal[i].tolist() == [one == other for other in documents]
+    assert equal.sum() > BATCH + 12  # 4 x 3 copies, and the pair that is cut alike
+    empty = arrays.document.slot_lengths == 0
+    assert not arrays.document_ids[empty].any()
+
+
+def problem(**changes):
     with pytest.raises(ValueError) as caught:
-        tokenized(tokenizer, num_negatives=POOL + 1)
-    message = str(caught.value)
-    for part in ("'words', pair 0", "'ka ka'", "has 5 hard", "takes 6"):
-        assert part in message
+        make(**changes)
+    return str(caught.value)
 
 
-def test_rows_are_cut_and_padded_to_the_lengths_asked_for(tokenizer):
-    # 5 and 6 are shorter than the shortest bucket: no row is padded beyond them.
-    batch = make(tokenized(tokenizer, query_length=5, document_length=6), [0, 1])
-    assert batch.query.ids.shape == (2, 5) and batch.query.mask.all()
-    assert batch.document.ids.shape == (6, 6) and batch.document.mask.all()
-    assert (batch.query.ids[:, -1] == tokenizer.token_id("[SEP]")).all()
+def test_what_a_store_does_not_hold_is_refused_at_once_and_all_of_it():
+    said = problem(num_negatives=6, lengths=(13, 41))
+    for part in (
+        "store 'words' has 5 hard negatives of each pair, a batch takes 6",
+        "query_length=13, and store 'words' was prepared with 12",
+        "document_length=41, and store 'words' was prepared with 40",
+    ):
+        assert part in said
+    assert "num_negatives=-1 must not be" in problem(num_negatives=-1)
+    assert "query_length=2 must be at least 3" in problem(lengths=(2, 40))
+    rows = random_store()
+    rows.manifest = dataclasses.replace(rows.manifest, kind="rows")
+    assert "holds rows, not pairs" in problem(stores=[rows])
+
+
+def test_schedules_of_other_stores_are_refused():
+    batches = make()
+    for sizes, said in (
+        ({"wrods": 64}, "'wrods' is scheduled and has no store"),
+        ({"words": 99}, "scheduled with 99 records, its store has 64"),
+    ):
+        schedule = Schedule.over(sizes, batch_size=BATCH, seed=0)
+        with pytest.raises(ValueError, match=said):
+            dataclasses.replace(batches, schedule=schedule)
+
+
+@pytest.mark.parametrize(("host", "hosts"), [(2, 2), (-1, 2), (0, 3)])
+def test_rows_that_hosts_cannot_share_are_refused(host, hosts):
+    said = problem(multiple=2, host=host, hosts=hosts)
+    assert f"multiples of 2 give no equal part to host {host} of {hosts}" in said
+
+
+def test_a_store_whose_lengths_are_not_its_records_is_named():
+    batches = make()
+    batches.stores["words"].table += 1
+    with pytest.raises(ValueError, match="store 'words', step 0: .* prepare it again"):
+        dataclasses.replace(batches)(0)

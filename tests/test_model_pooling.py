@@ -3,8 +3,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nomic_jax.batch import PackedTexts, Tokens
 from nomic_jax.config import PUBLISHED_EMBEDDINGS, EmbeddingConfig
-from nomic_jax.model.pooling import cls_pool, embed, matryoshka, mean_pool, normalize
+from nomic_jax.model.pooling import (
+    cls_pool,
+    embed,
+    embed_packed,
+    matryoshka,
+    mean_pool,
+    normalize,
+)
 
 V1 = PUBLISHED_EMBEDDINGS["nomic-embed-text-v1"]
 V15 = PUBLISHED_EMBEDDINGS["nomic-embed-text-v1.5"]
@@ -88,3 +96,60 @@ def test_embeddings_are_float32_of_unit_length(hidden):
 
 def test_a_zero_vector_stays_zero():
     np.testing.assert_array_equal(normalize(jnp.zeros((2, 4))), np.zeros((2, 4)))
+
+
+SEGMENTS = np.array([[1, 1, 2, 3, 3, 3], [1, 1, 1, 1, 0, 0], [0] * 6], np.int32)
+LENGTHS = np.array([[2, 1, 3], [4, 0, 0], [0, 0, 0]], np.int32)
+SLOTS = np.array([3, 2, 0, 1], np.int32)  # of four texts, in no order of place
+RUNS = {0: (0, 0, 2), 1: (0, 2, 3), 2: (0, 3, 6), 3: (1, 0, 4)}  # row, start, stop
+
+
+@pytest.fixture
+def packed():
+    return PackedTexts(Tokens(np.ones_like(SEGMENTS), SEGMENTS), LENGTHS, SLOTS)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_packed_texts_are_pooled_each_from_its_own_tokens(
+    hidden, packed, pooling, layer_norm
+):
+    config = EmbeddingConfig(pooling=pooling, layer_norm=layer_norm, max_length=6)
+    got = embed_packed(hidden, packed, config)
+    assert got.shape == (4, 32) and got.dtype == jnp.float32
+    for vector, slot in zip(got, SLOTS.tolist(), strict=True):
+        row, start, stop = RUNS[slot]
+        own = np.asarray(hidden, np.float64)[row, start:stop]
+        expected = own.mean(0) if pooling == "mean" else own[0]
+        if layer_norm:
+            expected = layer_normed(expected)
+        # float32 sums of up to 6 terms near 1, and a norm over 32.
+        np.testing.assert_allclose(vector, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("convention", [V1, V15])
+def test_one_text_a_row_is_a_packed_row_of_one_slot(hidden, convention):
+    segments = MASK[:2].astype(np.int32)
+    lengths = np.array([[6], [2]], np.int32)
+    texts = PackedTexts(
+        Tokens(np.ones_like(segments), np.asarray(segments)), lengths, np.arange(2)
+    )
+    got = embed_packed(hidden[:2], texts, convention)
+    np.testing.assert_array_equal(got, embed(hidden[:2], MASK[:2], convention))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_text_sends_its_gradient_to_its_own_tokens_only(hidden, packed, pooling):
+    config = EmbeddingConfig(pooling=pooling, layer_norm=True, max_length=6)
+    for text, slot in enumerate(SLOTS.tolist()):
+
+        def one(hidden, text=text):
+            return jnp.sum(jnp.sin(embed_packed(hidden, packed, config)[text]))
+
+        gradient = np.asarray(jax.grad(one)(hidden))
+        assert np.isfinite(gradient).all()
+        row, start, stop = RUNS[slot]
+        stop = stop if pooling == "mean" else start + 1
+        reached = np.zeros((3, 6), bool)
+        reached[row, start:stop] = True
+        np.testing.assert_array_equal(np.abs(gradient).max(-1) > 0, reached)

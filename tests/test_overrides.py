@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
-from nomic_jax.data.prepare import PrepareConfig, PrepareStage
 from nomic_jax.overrides import override
+from nomic_jax.store.corpus import PrepareConfig, PrepareStage
 from nomic_jax.training.contrastive import ContrastiveLoss, ContrastiveStage, PairData
 from nomic_jax.training.loop import LoopConfig
 from nomic_jax.training.mlm import MlmData, MlmStage, ModelSize
@@ -13,20 +13,23 @@ OPTIMIZER = OptimizerConfig(
     learning_rate=1e-3, weight_decay=0.01, warmup_steps=2, schedule="linear"
 )
 LOOP = LoopConfig(steps=4, batch_size=2, seed=0)
+PREPARED = PrepareConfig(
+    pairs="python", row_length=8, query_length=8, document_length=8
+)
 STAGES = (
-    PrepareStage(name="prepare", data=PrepareConfig(pairs="python")),
+    PrepareStage(name="prepare", data=PREPARED),
     MlmStage(
         name="mlm",
         model=ModelSize(
             num_layers=2, width=32, num_heads=2, mlp_width=64, trained_positions=8
         ),
-        data=MlmData(row_length=8),
+        data=MlmData(stores="prepare", row_length=8),
         optimizer=OPTIMIZER,
         train=LOOP,
     ),
     ContrastiveStage(
         name="pretrain",
-        data=PairData(stage="prepare", query_length=8, document_length=8),
+        data=PairData(stores="prepare", query_length=8, document_length=8),
         loss=ContrastiveLoss(),
         optimizer=OPTIMIZER,
         train=LOOP,
@@ -66,7 +69,9 @@ def test_the_later_counts():
 
 def test_pairs_of_ones_own_reach_the_prepare_stage():
     stages = overridden("--data.pairs", "my pairs.jsonl")
-    assert stages["prepare"].data == PrepareConfig(pairs="my pairs.jsonl")
+    assert stages["prepare"].data == dataclasses.replace(
+        PREPARED, pairs="my pairs.jsonl"
+    )
     assert stages["mlm"] == STAGES[1]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nomic_jax.config import nearest
+from nomic_jax.data.pairs import PairBatches
 from nomic_jax.embedder import Embedder
 from nomic_jax.overrides import override
 from nomic_jax.recipe import run
@@ -108,16 +109,14 @@ def test_too_few_pairs_are_refused_before_anything_is_trained(pairs, tmp_path):
 def test_an_interrupted_run_ends_with_the_uninterrupted_parameters(
     finished, pairs, tmp_path, monkeypatch
 ):
-    import nomic_jax.training.contrastive as contrastive
+    whole = PairBatches.__call__
 
-    whole = contrastive.TokenizedPairs.batch
-
-    def interrupted(self, records, *, step, **rest):
+    def interrupted(self, step):
         if step == 3:
             raise KeyboardInterrupt
-        return whole(self, records, step=step, **rest)
+        return whole(self, step)
 
-    monkeypatch.setattr(contrastive.TokenizedPairs, "batch", interrupted)
+    monkeypatch.setattr(PairBatches, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(stages(pairs), tmp_path)
     monkeypatch.undo()
@@ -132,6 +131,25 @@ def test_mined_negatives_are_what_fine_tuning_reads(finished):
     for record in map(json.loads, lines):
         assert len(record["negatives"]) == 3
         assert record["document"] not in record["negatives"]
+
+
+def test_stores_prepared_before_need_no_prepare_stage(finished, pairs, tmp_path):
+    found = stages(
+        pairs,
+        f"--mlm.data.stores={finished}/prepare/text",
+        f"--pretrain.data.stores={finished}/prepare/pairs",
+    )
+    run(found[1:3], tmp_path / "elsewhere")
+    # The same batches, from the same start: the parameters are the same.
+    for stage in ("mlm", "pretrain"):
+        lines = [
+            json.loads((out / stage / "metrics.jsonl").read_text().splitlines()[-1])
+            for out in (finished, tmp_path / "elsewhere")
+        ]
+        assert lines[0]["loss"] == lines[1]["loss"]
+        assert lines[0]["gradient_norm"] == lines[1]["gradient_norm"]
+    assert Embedder.from_pretrained(tmp_path / "elsewhere" / "model")
+    assert (tmp_path / "elsewhere" / "report.html").is_file()
 
 
 def test_the_quickstart_is_what_the_design_names():

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from nomic_jax.curation.mining import MineData, MineStage, Mining
-from nomic_jax.data.prepare import PrepareConfig, PrepareStage
 from nomic_jax.stages import check_stages, load_stages
+from nomic_jax.store.corpus import PrepareConfig, PrepareStage
 from nomic_jax.training.contrastive import ContrastiveLoss, ContrastiveStage, PairData
 from nomic_jax.training.loop import LoopConfig
 from nomic_jax.training.mlm import MlmData, MlmStage, ModelSize
@@ -18,13 +18,20 @@ OPTIMIZER = OptimizerConfig(
 LOOP = LoopConfig(steps=4, batch_size=2, seed=0)
 SIZE = ModelSize(num_layers=2, width=32, num_heads=2, mlp_width=64, trained_positions=8)
 
-PREPARE = PrepareStage(name="prepare", data=PrepareConfig(pairs="python"))
+PREPARE = PrepareStage(
+    name="prepare",
+    data=PrepareConfig(pairs="python", row_length=8, query_length=8, document_length=8),
+)
 MLM = MlmStage(
-    name="mlm", model=SIZE, data=MlmData(row_length=8), optimizer=OPTIMIZER, train=LOOP
+    name="mlm",
+    model=SIZE,
+    data=MlmData(stores="prepare", row_length=8),
+    optimizer=OPTIMIZER,
+    train=LOOP,
 )
 PRETRAIN = ContrastiveStage(
     name="pretrain",
-    data=PairData(stage="prepare", query_length=8, document_length=8),
+    data=PairData(stores="prepare", query_length=8, document_length=8),
     loss=ContrastiveLoss(),
     optimizer=OPTIMIZER,
     train=LOOP,
@@ -44,7 +51,7 @@ def change(stage, /, **fields):
     return dataclasses.replace(stage, **fields)
 
 
-FINETUNE = change(PRETRAIN, name="finetune", stage="mine", num_negatives=3)
+FINETUNE = change(PRETRAIN, name="finetune", stores="mine", num_negatives=3)
 
 
 def test_every_config_of_the_project_loads():
@@ -54,6 +61,12 @@ def test_every_config_of_the_project_loads():
 
 def test_the_three_stages_follow_one_another():
     check_stages((PREPARE, MLM, PRETRAIN, MINE, FINETUNE))
+
+
+def test_stores_prepared_elsewhere_need_no_prepare_stage():
+    text = change(MLM, stores="gs://bucket/text")
+    check_stages((text, change(PRETRAIN, stores="data/pairs")))
+    check_stages((PREPARE, text, PRETRAIN, MINE, FINETUNE))
 
 
 @pytest.mark.parametrize(
@@ -66,15 +79,23 @@ def test_the_three_stages_follow_one_another():
         ((PREPARE, change(MLM, name="fine-tune")), "'fine-tune' cannot be a name"),
         ((PREPARE, change(MLM, name="../mlm")), "'../mlm' cannot be a name"),
         ((PREPARE, change(MLM, name="class")), "'class' cannot be a name"),
-        ((MLM,), "mlm needs a prepare stage before it"),
+        ((MLM,), "mlm takes its data from 'prepare', which is no prepare stage"),
+        (
+            (PREPARE, change(MLM, row_length=4)),
+            "mlm has row_length=4, prepare prepares 8",
+        ),
+        (
+            (change(PREPARE, query_length=7), MLM, PRETRAIN),
+            "pretrain has query_length=8, prepare prepares 7",
+        ),
         ((PREPARE, PRETRAIN), "pretrain needs a stage before it that trains"),
         ((PREPARE, MINE), "mine needs a stage before it that trains"),
         (
-            (PREPARE, MLM, change(PRETRAIN, stage="prepar")),
-            "from 'prepar', which is no prepare or mine stage before it: "
-            "did you mean 'prepare'?",
+            (PREPARE, MLM, change(PRETRAIN, stores="prepar")),
+            "from 'prepar', which is no prepare or mine stage before it, and no "
+            "folder or URL: did you mean 'prepare'?",
         ),
-        ((PREPARE, MLM, change(PRETRAIN, stage="mlm")), "from 'mlm', which is no"),
+        ((PREPARE, MLM, change(PRETRAIN, stores="mlm")), "from 'mlm', which is no"),
         ((PREPARE, MLM, FINETUNE, MINE), "from 'mine', which is no"),
         ((PREPARE, MLM, change(MLM, name="again")), "again would discard"),
         ((PREPARE, change(PREPARE, name="again")), "prepare only once"),
@@ -92,8 +113,8 @@ def test_stages_that_cannot_follow_one_another_are_refused(stages, message):
 
 def test_every_problem_is_named_at_once():
     with pytest.raises(ValueError) as caught:
-        check_stages((MLM, change(PRETRAIN, stage="prepare"), MLM))
-    for part in ("mlm needs a prepare", "pretrain takes its pairs", "two stages"):
+        check_stages((MLM, change(PRETRAIN, stores="prepare"), MLM))
+    for part in ("mlm takes its data", "pretrain takes its data", "two stages"):
         assert part in str(caught.value)
 
 

@@ -1,8 +1,10 @@
+import dataclasses
 import functools
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -11,14 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from stores import write_pair_store, write_row_store
 
-from nomic_jax.batch import PairBatch, Tokens
 from nomic_jax.config import EmbeddingConfig, ModelConfig
-from nomic_jax.data.mlm import Masking, corrupt
+from nomic_jax.data.mlm import Masking, MlmBatches
+from nomic_jax.data.pairs import PairBatches
 from nomic_jax.data.schedule import Schedule
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
-from nomic_jax.training.loop import LoopConfig, StepBatch, train
+from nomic_jax.training.loop import LoopConfig, train
 from nomic_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from nomic_jax.training.run_folder import RunFolder, named_arrays, read_metrics
 from nomic_jax.training.steps import (
@@ -70,25 +73,26 @@ class Case:
         )
 
 
-def rows_at(step):
-    schedule = Schedule.over({"text": len(TEXT)}, batch_size=4, seed=CONFIG.seed)
-    return schedule.at(step)
+SCHEDULE = Schedule.over({"text": len(TEXT)}, batch_size=4, seed=CONFIG.seed)
+FOLDER = tempfile.TemporaryDirectory()
 
 
-def mlm_batch_at(step):
-    source, records = rows_at(step)
+@functools.cache
+def mlm_batches():
+    rows = [[row[:5], row[5:]] for row in TEXT]
+    store = write_row_store(f"{FOLDER.name}/rows", "text", rows, row_length=8)
     masking = Masking(
         rate=0.3, mask_id=4, vocab_size=64, special_ids=(0, 1, 2, 3, 4), seed=0
     )
-    batch = corrupt(TEXT[records], masking, step=step, row_numbers=range(4))
-    return StepBatch(source, batch, num_tokens=TEXT[records].size)
+    return MlmBatches({"text": store}, SCHEDULE, masking, row_length=8)
 
 
-def pair_batch_at(step):
-    source, records = rows_at(step)
-    sides = (TEXT[records], np.roll(TEXT[records], 1, axis=1))
-    tokens = [Tokens(ids, np.ones_like(ids)) for ids in sides]
-    return StepBatch(source, PairBatch(*tokens), num_tokens=2 * TEXT[records].size)
+@functools.cache
+def pair_batches():
+    pairs = [[row[: 3 + i % 3], np.roll(row, 1)] for i, row in enumerate(TEXT)]
+    lengths = {"query_length": 8, "document_length": 8}
+    store = write_pair_store(f"{FOLDER.name}/pairs", "text", pairs, **lengths)
+    return PairBatches({"text": store}, SCHEDULE, pad_id=0, seed=0, **lengths)
 
 
 @functools.cache
@@ -97,13 +101,13 @@ def make_case(name):
         config = ModelConfig(**SIZES, head="mlm")
         return Case(
             mlm_objective,
-            mlm_batch_at,
+            mlm_batches(),
             lambda: MaskedLanguageModel(config, rngs=nnx.Rngs(0)),
         )
     embedding = EmbeddingConfig(pooling="mean", layer_norm=False, max_length=8)
     return Case(
         contrastive_objective(embedding, scale=20.0),
-        pair_batch_at,
+        pair_batches(),
         lambda: NomicBert(ModelConfig(**SIZES), rngs=nnx.Rngs(0)),
     )
 
@@ -147,7 +151,7 @@ def stopping_after(case, step, number=signal.SIGTERM):
 
 def logged(path):
     """What a metrics file says, apart from the clock."""
-    clock = ("time", "tokens_per_second")
+    clock = ("time", "tokens_per_second", "input_wait")
     return [
         {key: value for key, value in line.items() if key not in clock}
         for line in read_metrics(path / "metrics.jsonl")
@@ -169,6 +173,7 @@ def test_a_run_logs_every_interval_and_before_every_checkpoint(whole):
         assert line["learning_rate"] == float(rate(line["step"] - 1))
         assert line["source"] == "text"
         assert line["tokens_per_second"] > 0
+        assert 0 <= line["input_wait"] <= 1
         assert abs(line["time"] - time.time()) < 600
         assert line["gradient_norm"] > 0
 
@@ -274,11 +279,11 @@ def test_batches_come_in_order_however_long_they_take(mlm, tmp_path):
         time.sleep(0.02 if step % 3 == 0 else 0)  # others overtake it in their threads
         calls.append(step)
         batch = mlm.batch_at(step)
-        return StepBatch(str(step), batch.arrays, batch.num_tokens)
+        return dataclasses.replace(batch, source=str(step))
 
     def update(state, batch):
         steps.append(int(state.step))
-        expected = mlm_batch_at(steps[-1]).arrays
+        expected = mlm.batch_at(steps[-1]).arrays
         np.testing.assert_array_equal(batch.tokens.ids, expected.tokens.ids)
         np.testing.assert_array_equal(batch.positions, expected.positions)
         return mlm.update(state, batch)
@@ -300,6 +305,29 @@ def test_a_fault_in_making_a_batch_is_the_error_itself(mlm, tmp_path):
     # What was reached before is kept, and a repaired run goes on from it.
     assert checkpoint_steps(tmp_path) == [7]
     assert int(mlm.train(tmp_path).step) == STEPS
+
+
+def test_padding_and_the_wait_for_input_are_measured(mlm, tmp_path):
+    def half_empty_and_late(step):
+        time.sleep(0.3)  # two threads make them: one comes every 0.15 s
+        batch = mlm.batch_at(step)
+        return dataclasses.replace(batch, num_columns=2 * batch.num_tokens)
+
+    mlm.train(tmp_path / "late", batch_at=half_empty_and_late)
+    mlm.train(tmp_path / "ready")
+    late = read_metrics(tmp_path / "late" / "metrics.jsonl")
+    assert all(line["padding"] == 0.5 for line in late)
+    # A step of this model takes milliseconds, so most of some interval was a wait.
+    assert max(line["input_wait"] for line in late) > 0.5
+    for line in read_metrics(tmp_path / "ready" / "metrics.jsonl"):
+        assert line["padding"] == 0
+
+
+@pytest.mark.slow
+def test_worker_processes_train_to_the_same_bits(case, whole, tmp_path):
+    state = case.train(tmp_path, config=dataclasses.replace(CONFIG, workers=2))
+    assert_same_state(state, whole[0])
+    assert logged(tmp_path) == logged(whole[1])
 
 
 def run_here(path, kill_after):

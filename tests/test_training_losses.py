@@ -78,6 +78,93 @@ def test_info_nce_and_its_gradients_equal_torch(group, seed):
         np.testing.assert_allclose(ours_, theirs_.grad.numpy(), atol=2e-5 * scale)
 
 
+# Queries 0, 2 and 5 have one positive; document 0's copy is also a negative of query 1;
+# a negative of query 3 stands twice and is nobody's positive. Groups of two.
+NAMES = ["a", "x", "b", "a", "a", "y", "c", "z", "d", "z", "a", "b"]
+
+
+def case_with_copies(seed):
+    """Return queries, documents of which some are equal, and their ids."""
+    document = vectors(seed + 10, len(NAMES))
+    document = document[[NAMES.index(name) for name in NAMES]]
+    numbers = np.array([ord(name) for name in NAMES], np.int32)
+    # The halves of different documents' ids agree now and then.
+    ids = np.stack([numbers % 7, numbers // 7], axis=1)
+    return vectors(seed, len(NAMES) // 2), document, ids
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("seed", range(3))
+def test_copies_of_a_positive_are_no_negatives_of_its_query(seed):
+    import torch
+
+    query, document, ids = case_with_copies(seed)
+
+    def ours(query, document):
+        return info_nce(query, document, scale=20.0, document_ids=jnp.array(ids))[0]
+
+    loss, gradients = jax.jit(jax.value_and_grad(ours, argnums=(0, 1)))(
+        jnp.array(query), jnp.array(document)
+    )
+    inputs = [torch.tensor(x, requires_grad=True) for x in (query, document)]
+    unit = [torch.nn.functional.normalize(x, dim=-1) for x in inputs]
+    losses = []
+    for i in range(len(query)):
+        # The plain reading: leave the copies out of the list.
+        rest = [j for j, name in enumerate(NAMES) if j == 2 * i or name != NAMES[2 * i]]
+        logits = 20.0 * unit[1][rest] @ unit[0][i]
+        losses.append(torch.logsumexp(logits, 0) - logits[rest.index(2 * i)])
+    mean = torch.stack(losses).mean()
+    mean.backward()
+    # float32: logits of up to 20 carry errors of 20 * 2**-24 * a few.
+    assert float(loss) == pytest.approx(mean.item(), abs=1e-5)
+    for ours_, theirs_ in zip(gradients, inputs, strict=True):
+        scale = np.abs(theirs_.grad.numpy()).max()
+        np.testing.assert_allclose(ours_, theirs_.grad.numpy(), atol=1e-5 * scale)
+
+
+def test_a_copy_counts_where_it_is_no_positives_copy():
+    query, document, ids = map(jnp.array, case_with_copies(0))
+    plain, _ = info_nce(query, document, scale=20.0)
+    masked, _ = info_nce(query, document, scale=20.0, document_ids=ids)
+    assert float(masked) < float(plain)  # there are fewer negatives
+    # Query 3's negative "z" and its copy are both still there.
+    apart = ids.at[7].set(jnp.array([99, 99]))
+    same, _ = info_nce(query, document, scale=20.0, document_ids=apart)
+    assert float(same) == float(masked)
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_without_copies_ids_change_neither_loss_nor_gradient(group):
+    query, document = vectors(0, 4), vectors(1, 4 * group)
+    # Each half agrees for some documents, never both.
+    numbers = np.arange(4 * group, dtype=np.int32)
+    ids = jnp.array(np.stack([numbers % 2, numbers // 2], axis=1))
+
+    def both(ids):
+        def loss(query, document):
+            return info_nce(query, document, scale=50.0, document_ids=ids)[0]
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(query, document)
+
+    for one, two in zip(
+        jax.tree.leaves(both(ids)), jax.tree.leaves(both(None)), strict=True
+    ):
+        # The same sums; compilers may order them otherwise.
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-7)
+
+
+def test_a_query_whose_negatives_are_all_copies_has_no_loss():
+    query, document = jnp.array(vectors(0, 3)), jnp.ones((3, 16))
+    ids = jnp.zeros((3, 2), jnp.int32)
+    (loss, accuracy), gradient = jax.value_and_grad(
+        lambda query: info_nce(query, document, scale=50.0, document_ids=ids),
+        has_aux=True,
+    )(query)
+    assert float(loss) == 0.0 and float(accuracy) == 1.0
+    np.testing.assert_array_equal(gradient, 0)
+
+
 def mlm_case(seed, rows=8, slots=6, vocabulary=32):
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(rows, slots, vocabulary)).astype(np.float32) * 3

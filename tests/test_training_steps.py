@@ -8,9 +8,10 @@ import optax
 import pytest
 from flax import nnx
 
-from nomic_jax.batch import PairBatch, Tokens
+from nomic_jax.batch import PackedTexts, PairBatch, Tokens
 from nomic_jax.config import EmbeddingConfig
 from nomic_jax.data.mlm import Masking, corrupt
+from nomic_jax.data.packing import one_text_a_row, pack_texts
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.training.optimizer import parameter_name
@@ -45,14 +46,23 @@ def mlm_case(tiny_config, dropout=0.0):
     return fresh(config), batch, mlm_objective
 
 
+def apart(count):
+    """Make texts of 16 tokens in rows of their own."""
+    tokens = Tokens(rows(count, seed=count), np.ones((count, 16), np.int32))
+    return PackedTexts(tokens, np.full((count, 1), 16, np.int32), np.arange(count))
+
+
+def distinct(slots):
+    """Give every slot a document of its own."""
+    numbers = np.arange(slots.size, dtype=np.int32).reshape(slots.shape)
+    return np.stack([numbers, numbers], axis=-1)
+
+
 def pair_case(tiny_config, dropout=0.0):
     config = dataclasses.replace(tiny_config, dropout=dropout)
-    query, document = (
-        Tokens(rows(count, seed=count), np.ones((count, 16), np.int32))
-        for count in (4, 8)
-    )
-    objective = contrastive_objective(EMBEDDING, scale=20.0)
-    return fresh(config), PairBatch(query, document), objective
+    query, document = apart(4), apart(8)
+    batch = PairBatch(query, document, distinct(document.slot_lengths))
+    return fresh(config), batch, contrastive_objective(EMBEDDING, scale=20.0)
 
 
 CASES = {"mlm": mlm_case, "contrastive": pair_case}
@@ -204,6 +214,16 @@ def test_objectives_give_each_row_of_the_step_its_key(tiny_config):
     assert queries.isdisjoint(documents)  # a text on both sides is dropped apart
 
 
+def test_copies_of_a_positive_are_no_negatives(tiny_config):
+    _, batch, objective = pair_case(tiny_config)
+    loss, _ = objective(KeysAsHidden(), batch, jax.random.key(7))
+    same = np.zeros_like(batch.document_ids)
+    batch = dataclasses.replace(batch, document_ids=same)
+    assert float(loss) > 0.0
+    # All documents are copies of each positive: none is left to tell it from.
+    assert float(objective(KeysAsHidden(), batch, jax.random.key(7))[0]) == 0.0
+
+
 def test_rows_have_keys_of_their_own_whatever_the_batch():
     def keys(count):
         tokens = Tokens(rows(count), np.ones((count, 16), np.int32))
@@ -211,3 +231,59 @@ def test_rows_have_keys_of_their_own_whatever_the_batch():
 
     assert len({key.tobytes() for key in np.asarray(keys(8))}) == 8
     np.testing.assert_array_equal(keys(8)[:5], keys(5))
+
+
+def pairs_in_form(packed, seed):
+    """Put the same 10 queries and 20 documents into rows, several in each or not."""
+    rng = np.random.default_rng(seed)
+
+    def side(count, most):
+        lengths = rng.integers(3, most + 1, count)
+        lengths[0] = most
+        texts = [rng.integers(5, 128, n, dtype=np.int32) for n in lengths]
+        if packed:
+            plan = pack_texts(lengths, row_length=64)
+        else:
+            plan = one_text_a_row(lengths, max_length=most)
+        members = plan.members(range(plan.rows)).tolist()
+        return plan.lay_out([texts[m] for m in members], range(plan.rows), pad_id=0)
+
+    query, document = side(10, 12), side(20, 28)
+    names = np.arange(20, dtype=np.int32)
+    names[6] = names[2]  # two queries have the same positive
+    ids = np.zeros((*document.slot_lengths.shape, 2), np.int32)
+    ids.reshape(-1, 2)[document.slots] = np.stack([names, names], axis=1)
+    return PairBatch(query, document, ids)
+
+
+def relative_error(one, two):
+    """Return the largest error of a parameter's gradient by its largest entry."""
+    return max(
+        np.abs(one[name] - two[name]).max() / np.abs(two[name]).max() for name in two
+    )
+
+
+@pytest.mark.parametrize(("pooling", "layer_norm"), [("mean", True), ("cls", False)])
+def test_packed_pairs_have_the_loss_and_gradient_of_pairs_apart(
+    tiny_config, pooling, layer_norm
+):
+    assert tiny_config.rope_scaling_factor and tiny_config.trained_positions == 16
+    embedding = EmbeddingConfig(pooling=pooling, layer_norm=layer_norm, max_length=64)
+    objective = contrastive_objective(embedding, scale=20.0)
+    model, key = fresh(tiny_config), jax.random.key(0)
+    found = {}
+    for packed in (True, False):
+        batch = pairs_in_form(packed, seed=3)
+        lengths = batch.document.slot_lengths
+        assert (lengths.max(axis=1) > 16).any()  # beyond the trained positions
+        if packed:
+            texts = (lengths > 0).sum(axis=1)
+            assert texts.max() >= 3 and ((texts >= 3) & (lengths.max(1) > 16)).any()
+        run = jax.jit(jax.value_and_grad(lambda m, b: objective(m, b, key)[0]))
+        value, gradient = run(model, batch)
+        found[packed] = (float(value), named(gradient))
+    # Sums over rows of 64 columns are ordered otherwise than of 28: two layers
+    # and logits of 20 make of float32's 6e-8 some 3e-7 of the loss, and 3e-6 of the
+    # largest entry of a gradient.
+    assert found[True][0] == pytest.approx(found[False][0], rel=3e-6)
+    assert relative_error(found[True][1], found[False][1]) < 3e-5

@@ -1,8 +1,6 @@
-import json
-
 import pytest
 
-from nomic_jax.whole_file import whole_file, write_json
+from nomic_jax.whole_file import whole_file
 
 
 def test_a_file_takes_its_place_when_it_is_complete(tmp_path):
@@ -23,10 +21,3 @@ def test_after_an_error_the_old_file_stands_and_nothing_else(tmp_path):
         raise KeyboardInterrupt
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["figures"]
-
-
-def test_json_is_utf_8_and_readable(tmp_path):
-    write_json(tmp_path / "value.json", {"näme": [1, None]})
-    data = (tmp_path / "value.json").read_bytes()
-    assert "näme".encode() in data and data.endswith(b"\n")
-    assert json.loads(data) == {"näme": [1, None]}

@@ -25,8 +25,8 @@ from nomic_jax.checkpoints.writer import model_config_json, new_folder
 from nomic_jax.config import EmbeddingConfig, ModelConfig
 from nomic_jax.model.encoder import NomicBert, Remat
 from nomic_jax.model.heads import MaskedLanguageModel
+from nomic_jax.storage import write_json
 from nomic_jax.tokenizer import TextTokenizer
-from nomic_jax.whole_file import write_json
 
 FLOAT32 = jnp.dtype("float32")
 

@@ -15,12 +15,13 @@ SAFETENSORS = ["model*.safetensors", "model.safetensors.index.json"]
 BIN = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
-def resolve(source: str | Path) -> Path:
+def resolve(source: str | Path, *, weights: bool = True) -> Path:
     """Return the folder that a source names, fetched from the hub where it is an id.
 
     Args:
         source: a folder, or an id such as `nomic-ai/nomic-embed-text-v1.5`; what was
             fetched before is found offline too.
+        weights: fetch the weights too; without them, what a tokenizer needs is there.
 
     Raises:
         ValueError: it is neither, or the hub cannot be reached.
@@ -46,8 +47,8 @@ def resolve(source: str | Path) -> Path:
         )
 
     try:
-        fetched = fetch(SAFETENSORS)
-        if not any(fetched.glob("model*.safetensors")):
+        fetched = fetch(SAFETENSORS if weights else [])
+        if weights and not any(fetched.glob("model*.safetensors")):
             fetched = fetch(BIN)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         why = str(error).strip().splitlines() or [type(error).__name__]

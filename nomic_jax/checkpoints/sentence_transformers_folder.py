@@ -13,7 +13,7 @@ from nomic_jax.checkpoints.json_files import read_json, read_json_list
 from nomic_jax.checkpoints.problems import CheckpointError
 from nomic_jax.checkpoints.tensor_files import open_tensors, write_tensors
 from nomic_jax.config import NOMIC_PROMPTS, EmbeddingConfig, ModelConfig
-from nomic_jax.whole_file import write_json
+from nomic_jax.storage import write_json
 
 # The names by which the library's encode_query and encode_document find their prompts.
 ALIASES = {"query": "search_query", "document": "search_document"}

@@ -22,7 +22,7 @@ from nomic_jax.checkpoints.reader import (
 )
 from nomic_jax.checkpoints.tensor_files import write_tensors
 from nomic_jax.config import EmbeddingConfig, ModelConfig, nearest
-from nomic_jax.whole_file import write_json
+from nomic_jax.storage import write_json
 
 Layout = Literal["jax", "nomic", "transformers", "sentence-transformers"]
 TOKENIZER_FILES = (

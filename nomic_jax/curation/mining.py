@@ -5,10 +5,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from nomic_jax.curation.hard_negatives import mine
-from nomic_jax.data.jsonl import write_pairs
-from nomic_jax.data.prepare import write_sources
-from nomic_jax.data.sources import PairSource, fingerprint
 from nomic_jax.embedder import Embedder
+from nomic_jax.sources.pairs import PairSource, fingerprint
+from nomic_jax.store.corpus import write_sources, write_training_pairs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,10 +99,22 @@ def with_negatives(
 
 
 def mine_negatives(
-    sources: tuple[PairSource, ...], embedder: Embedder, mining: Mining, folder: Path
+    sources: tuple[PairSource, ...],
+    embedder: Embedder,
+    mining: Mining,
+    folder: Path,
+    *,
+    query_length: int,
+    document_length: int,
 ) -> None:
     """Mine all sources and write them as the prepare stage writes its own."""
     mined = [with_negatives(source, embedder, mining) for source in sources]
-    for source in mined:
-        write_pairs(folder / "train" / f"{source.name}.jsonl", source.pairs)
+    write_training_pairs(
+        folder,
+        mined,
+        embedder.tokenizer,
+        query_length=query_length,
+        document_length=document_length,
+        num_negatives=mining.count,
+    )
     write_sources(folder, mined, fingerprint=fingerprint(mined))

@@ -1,4 +1,4 @@
-"""Masked-language-model batches: documents packed into rows, then corrupted.
+"""Masked-language-model batches: packed rows out of a store, corrupted.
 
 BERT's rule (Devlin et al. 2018, arXiv:1810.04805, section 3.1) at Nomic's rate of 30 %
 (arXiv:2402.01613, section 3.3): of the chosen tokens 80 % become [MASK], 10 % a random
@@ -6,12 +6,18 @@ token, 10 % stay. Special tokens are never chosen.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int32
 
-from nomic_jax.batch import MlmBatch, Tokens
+from nomic_jax.batch import MlmBatch, StepBatch, Tokens
+from nomic_jax.data.schedule import Schedule
+from nomic_jax.store.store import Store
+
+# Whether the documents of a packed row see one another, as in the paper, or not.
+Documents = Literal["joined", "separate"]
 
 _MASKED, _RANDOM = 0.8, 0.9  # cumulated shares of the two corruptions
 
@@ -36,22 +42,6 @@ class Masking:
             raise ValueError(f"the masking rate is {self.rate}; it must be in (0, 1)")
 
 
-def pack(
-    documents: Iterable[np.ndarray], *, row_length: int
-) -> Int32[np.ndarray, "rows S"]:
-    """Write documents one after another into rows; the last, incomplete row is lost.
-
-    As in the paper a row may begin within a document, and its documents see each other.
-
-    Args:
-        documents: token ids with their special tokens.
-        row_length: tokens of a row.
-    """
-    stream = np.concatenate([np.zeros(0, np.int32), *documents])
-    rows = len(stream) // row_length
-    return stream[: rows * row_length].reshape(rows, row_length)
-
-
 def slots(row_length: int, rate: float) -> int:
     """Number of positions a row has room to predict.
 
@@ -67,6 +57,7 @@ def corrupt(
     rows: Int32[np.ndarray, "B S"],
     masking: Masking,
     *,
+    segment_ids: Int32[np.ndarray, "B S"] | None = None,
     step: int,
     row_numbers: Sequence[int] | np.ndarray,
 ) -> MlmBatch:
@@ -78,6 +69,7 @@ def corrupt(
     Args:
         rows: token ids without padding.
         masking: rate and ids.
+        segment_ids: of the documents in each row; None: each row is one text.
         step: the optimizer step.
         row_numbers: each row's number in the global batch.
     """
@@ -101,4 +93,59 @@ def corrupt(
             masking.mask_id,
             np.where(kind[chosen] < _RANDOM, random_ids[chosen], rows[i, chosen]),
         )
-    return MlmBatch(Tokens(ids, np.ones_like(ids)), positions, targets, weights)
+    if segment_ids is None:
+        segment_ids = np.ones_like(ids)
+    return MlmBatch(Tokens(ids, segment_ids), positions, targets, weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class MlmBatches:
+    """The batch of each step: a pure function that worker processes can be sent."""
+
+    stores: Mapping[str, Store]  # of packed rows, by source
+    schedule: Schedule
+    masking: Masking
+    row_length: int  # tokens of a row, as the stores have them
+    documents: Documents = "joined"
+    host: int = 0  # which part of each batch is built here
+    hosts: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse stores of other rows, and batches that hosts cannot share.
+
+        Raises:
+            ValueError: with the names and numbers.
+        """
+        for name, store in self.stores.items():
+            if store.manifest.kind != "rows":
+                raise ValueError(
+                    f"store {name!r} holds {store.manifest.kind}, not packed rows; "
+                    "prepare text for the masked language model"
+                )
+            if (found := store.manifest.rule["row_length"]) != self.row_length:
+                raise ValueError(
+                    f"store {name!r} has rows of {found} tokens, row_length="
+                    f"{self.row_length} is asked for; prepare the text anew"
+                )
+        if self.schedule.batch_size % self.hosts:
+            raise ValueError(
+                f"batch_size={self.schedule.batch_size} does not split among "
+                f"{self.hosts} hosts; use a multiple of it"
+            )
+
+    def __call__(self, step: int) -> StepBatch:
+        """Build this host's rows of a step's batch."""
+        share = self.schedule.batch_size // self.hosts
+        mine = range(self.host * share, (self.host + 1) * share)
+        source, records = self.schedule.at(step, slice(mine.start, mine.stop))
+        ids = np.empty((share, self.row_length), np.int32)
+        segment_ids = np.ones_like(ids)
+        for row, pieces in enumerate(self.stores[source].read(records)):
+            ids[row] = np.concatenate(pieces)
+            if self.documents == "separate":
+                numbers = np.arange(1, len(pieces) + 1)
+                segment_ids[row] = np.repeat(numbers, [len(piece) for piece in pieces])
+        batch = corrupt(
+            ids, self.masking, segment_ids=segment_ids, step=step, row_numbers=mine
+        )
+        return StepBatch(source, batch, num_tokens=ids.size, num_columns=ids.size)

@@ -1,100 +1,201 @@
-"""Contrastive batches: the pairs of a step, tokenised and padded.
+"""Contrastive batches: the pairs of a step out of a store, put into rows.
 
-A source is tokenised once, when a stage begins; a batch then only picks rows. Hard
-negatives are drawn anew each time a query comes up, as the paper found best
-(arXiv:2402.01613, section 4.3).
+Where each text goes follows from the lengths of all texts of the batch, which every
+host looks up; texts are read only for a host's own rows. Hard negatives are drawn anew
+each time a query comes up, as the paper found best (arXiv:2402.01613, section 4.3).
 """
 
 import dataclasses
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
+from jaxtyping import Int, Int32, Int64
 
-from nomic_jax.batch import PairBatch, Tokens
-from nomic_jax.data.sources import PairSource
-from nomic_jax.tokenizer import TextTokenizer, bucket, pad
+from nomic_jax.batch import PairBatch, StepBatch
+from nomic_jax.data.packing import Packing, one_text_a_row, pack_texts
+from nomic_jax.data.permutation import hash32, round_keys
+from nomic_jax.data.schedule import Schedule
+from nomic_jax.sources.source import stable_hash
+from nomic_jax.store.store import Store
+
+Negatives: TypeAlias = Literal["random", "first"]
+
+_QUERY, _POSITIVE, _NEGATIVES = 0, 1, 2  # where a record's texts begin
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizedPairs:
-    """A source as token ids, its prefixes included."""
+class PairBatches:
+    """The batch of each step: a pure function that worker processes can be sent.
 
-    name: str
-    queries: Sequence[np.ndarray]
-    documents: Sequence[np.ndarray]
-    negatives: Sequence[Sequence[np.ndarray]]  # of each query, all of them
-    query_length: int  # tokens of a row, at most
+    With several hosts each builds its part of the rows, of queries and of documents. A
+    pair's query and documents may fall to different hosts; each of them reads the pair.
+    """
+
+    stores: Mapping[str, Store]  # of pairs, by source
+    schedule: Schedule
+    _: dataclasses.KW_ONLY
+    query_length: int  # tokens; longer queries are cut, keeping their closing token
     document_length: int
+    num_negatives: int = 0  # hard negatives of each query
+    negatives: Negatives = "random"  # drawn anew each time, or the first ones
+    packed: bool = True  # several texts in a row; False: a row each
+    pad_id: int  # the id written where there is no token
+    seed: int  # of the negatives
+    multiple: int = 1  # rows come in multiples of it, as many as there are devices
+    host: int = 0  # whose rows are built here
+    hosts: int = 1
 
-    @classmethod
-    def of(
-        cls,
-        source: PairSource,
-        tokenizer: TextTokenizer,
-        *,
-        query_length: int,
-        document_length: int,
-        num_negatives: int,
-    ) -> "TokenizedPairs":
-        """Tokenise a source, cutting texts that are too long.
+    def __post_init__(self) -> None:
+        """Refuse stores without what a batch takes, and rows that hosts cannot share.
 
         Raises:
-            ValueError: a pair has fewer hard negatives than a batch takes of it.
+            ValueError: with every problem found.
         """
-        for number, pair in enumerate(source.pairs):
-            if len(pair.negatives) < num_negatives:
-                raise ValueError(
-                    f"source {source.name!r}, pair {number} "
-                    f"(query {pair.query[:40]!r}) has {len(pair.negatives)} hard "
-                    f"negatives; a batch takes {num_negatives} of each: mine more, or "
-                    "set num_negatives lower"
+        problems = []
+        if not 0 <= self.host < self.hosts or self.multiple % self.hosts:
+            problems.append(
+                f"rows in multiples of {self.multiple} give no equal part to host "
+                f"{self.host} of {self.hosts}; let multiple be a multiple of hosts"
+            )
+        if self.num_negatives < 0:
+            problems.append(f"num_negatives={self.num_negatives} must not be negative")
+        for name in ("query_length", "document_length"):
+            if getattr(self, name) < 3:
+                problems.append(
+                    f"{name}={getattr(self, name)} must be at least 3: "
+                    "[CLS] token [SEP]"
                 )
+        for name, size in self.schedule.sizes:
+            if name not in self.stores:
+                problems.append(f"source {name!r} is scheduled and has no store")
+            else:
+                problems += _problems(self, name, size)
+        if problems:
+            raise ValueError("; ".join(problems))
 
-        def documents(texts: Sequence[str]) -> list[np.ndarray]:
-            prefixed = [source.document_prefix + text for text in texts]
-            return tokenizer.encode(prefixed, max_length=document_length).ids
+    def __call__(self, step: int) -> StepBatch:
+        """Build this host's rows of a step's batch.
 
-        queries = [source.query_prefix + pair.query for pair in source.pairs]
-        kept = [pair.negatives if num_negatives else () for pair in source.pairs]
-        flat = iter(documents([text for texts in kept for text in texts]))
-        return cls(
-            source.name,
-            tokenizer.encode(queries, max_length=query_length).ids,
-            documents([pair.document for pair in source.pairs]),
-            [[next(flat) for _ in texts] for texts in kept],
-            query_length,
-            document_length,
-        )
-
-    def batch(
-        self,
-        records: np.ndarray,
-        *,
-        num_negatives: int,
-        seed: int,
-        step: int,
-        pad_id: int,
-    ) -> PairBatch:
-        """Put the records of a step together, each text in a row of its own.
-
-        Which negatives a query gets is keyed by (seed, step, row in the global batch).
+        Raises:
+            ValueError: a record has other lengths than its store says.
         """
-        documents = []
-        for row, record in enumerate(records):
-            documents.append(self.documents[record])
-            if num_negatives:
-                rng = np.random.default_rng((seed, step, row))
-                pool = self.negatives[record]
-                chosen = rng.choice(len(pool), size=num_negatives, replace=False)
-                documents += [pool[i] for i in chosen]
-        queries = [self.queries[record] for record in records]
-        return PairBatch(
-            _padded(queries, self.query_length, pad_id),
-            _padded(documents, self.document_length, pad_id),
+        source, records = self.schedule.at(step)
+        store = self.stores[source]
+        columns = self._columns(store.manifest.texts_per_record, step)  # B 1 + group
+        most = np.full(columns.shape[1], self.document_length)
+        most[_QUERY] = self.query_length
+        lengths = np.take_along_axis(store.lengths(records), columns, axis=1)
+        lengths = np.minimum(lengths, most)
+        group = columns.shape[1] - 1  # documents of a query
+        query = self._plan(lengths[:, 0], self.query_length)
+        document = self._plan(lengths[:, 1:].ravel(), self.document_length)
+        query_rows, document_rows = self._share(query.rows), self._share(document.rows)
+        asked = query.members(query_rows)
+        answers = document.members(document_rows)
+        answered, which = np.divmod(answers, group)
+
+        needed = np.union1d(asked, answered)
+        found = store.read(records[needed])
+        pairs = dict(zip(needed.tolist(), found, strict=True))
+        queries = [_cut(pairs[i][_QUERY], self.query_length) for i in asked.tolist()]
+        chosen = columns[answered, 1 + which].tolist()
+        documents = [
+            _cut(pairs[i][column], self.document_length)
+            for i, column in zip(answered.tolist(), chosen, strict=True)
+        ]
+        try:
+            batch = PairBatch(
+                query.lay_out(queries, query_rows, pad_id=self.pad_id),
+                document.lay_out(documents, document_rows, pad_id=self.pad_id),
+                _document_ids(document, documents, document_rows),
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"store {source!r}, step {step}: {error}; the lengths beside its "
+                "records are not theirs: prepare it again"
+            ) from error
+        parts = (batch.query, batch.document)
+        return StepBatch(
+            source,
+            batch,
+            num_tokens=sum(int(part.slot_lengths.sum()) for part in parts),
+            num_columns=sum(part.tokens.ids.size for part in parts),
         )
 
+    def _columns(self, texts: int, step: int) -> Int64[np.ndarray, "B columns"]:
+        """Choose the texts of each record: the query, the positive, its negatives.
 
-def _padded(texts: Sequence[np.ndarray], most: int, pad_id: int) -> Tokens:
-    """Pad to a bucket, but not beyond the length that texts are cut to."""
-    longest = max(len(text) for text in texts)
-    return pad(texts, length=min(bucket(longest), most), pad_id=pad_id)
+        Random ones are keyed by (seed, step, row in the global batch) and differ.
+        """
+        rows, pool = self.schedule.batch_size, texts - _NEGATIVES
+        if self.negatives == "first":
+            order = np.broadcast_to(np.arange(pool), (rows, pool))
+        else:
+            key = (self.seed, step, stable_hash("negatives"))
+            numbers = np.arange(rows * pool, dtype=np.uint64)
+            draws = hash32(numbers, round_keys(key, 1)[0])
+            order = np.argsort(draws.reshape(rows, pool), axis=1, kind="stable")
+        drawn = _NEGATIVES + order[:, : self.num_negatives]
+        fixed = np.broadcast_to(np.array([_QUERY, _POSITIVE]), (rows, 2))
+        return np.concatenate([fixed, drawn], axis=1)
+
+    def _plan(self, lengths: Int[np.ndarray, " M"], longest: int) -> Packing:
+        if self.packed:
+            # Rows twice as long save another hundredth of the columns, and cost more
+            # than that in attention.
+            return pack_texts(lengths, row_length=longest, multiple=self.multiple)
+        return one_text_a_row(lengths, max_length=longest, multiple=self.multiple)
+
+    def _share(self, rows: int) -> range:
+        share = rows // self.hosts
+        return range(self.host * share, (self.host + 1) * share)
+
+
+def _problems(batches: PairBatches, name: str, size: int) -> list[str]:
+    """Say in what a store falls short of the batches."""
+    store, manifest = batches.stores[name], batches.stores[name].manifest
+    if manifest.kind != "pairs":
+        return [f"store {name!r} holds {manifest.kind}, not pairs; prepare pairs"]
+    problems = []
+    if len(store) != size:
+        problems.append(
+            f"source {name!r} is scheduled with {size} records, its store has "
+            f"{len(store)}"
+        )
+    stored = manifest.texts_per_record - _NEGATIVES
+    if stored < batches.num_negatives:
+        problems.append(
+            f"store {name!r} has {stored} hard negatives of each pair, a batch takes "
+            f"{batches.num_negatives}: prepare more, or set num_negatives lower"
+        )
+    for side in ("query_length", "document_length"):
+        asked, prepared = getattr(batches, side), manifest.rule[side]
+        if asked > prepared:
+            problems.append(
+                f"{side}={asked}, and store {name!r} was prepared with {prepared}: "
+                "prepare it again, or ask for less"
+            )
+    return problems
+
+
+def _cut(text: np.ndarray, most: int) -> np.ndarray:
+    """Shorten a text to its first tokens and its closing one."""
+    if len(text) <= most:
+        return text
+    return np.append(text[: most - 1], text[-1:])
+
+
+def _document_ids(
+    plan: Packing, documents: Sequence[np.ndarray], rows: range
+) -> Int32[np.ndarray, "B K 2"]:
+    """Hash the document in each slot of some rows; empty slots have zeros."""
+    members = plan.members(rows)
+    hashes = [hashlib.blake2b(text.tobytes(), digest_size=8) for text in documents]
+    ids = np.zeros((len(rows), plan.slots, 2), np.int32)
+    halves = np.frombuffer(b"".join(each.digest() for each in hashes), "<i4").reshape(
+        -1, 2
+    )
+    ids[plan.row[members] - rows.start, plan.slot[members]] = halves
+    return ids

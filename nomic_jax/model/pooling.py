@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
+from nomic_jax.batch import PackedTexts
 from nomic_jax.config import EmbeddingConfig
 
 LAYER_NORM_EPSILON = 1e-5  # of v1.5's parameter-free norm: PyTorch's default
@@ -16,29 +17,33 @@ NORM_FLOOR = 1e-12  # the least length a vector is divided by
 
 
 def mean_pool(
-    hidden: Float[Array, "B S D"], mask: Bool[Array, "B S"]
-) -> Float32[Array, "B D"]:
-    """Average the hidden states of each row's tokens, special ones and prefix included.
+    hidden: Float[Array, "B S D"], mask: Bool[Array, "B *slots S"]
+) -> Float32[Array, "B *slots D"]:
+    """Average the hidden states of each text, its special tokens and prefix included.
 
-    A row without tokens gives zeros.
+    A text without tokens gives zeros.
+
+    Args:
+        hidden: of every column.
+        mask: which columns of its row a text has: one mask a row, or one a slot.
     """
     weights = mask.astype(jnp.float32)
     # Accelerators would round float32 factors to bfloat16.
     total = jnp.einsum(
-        "bsd,bs->bd",
-        hidden.astype(jnp.float32),
+        "b...s,bsd->b...d",
         weights,
+        hidden.astype(jnp.float32),
         precision=jax.lax.Precision.HIGHEST,
     )
-    return total / jnp.maximum(weights.sum(axis=1, keepdims=True), 1)
+    return total / jnp.maximum(weights.sum(axis=-1)[..., None], 1)
 
 
 def cls_pool(
-    hidden: Float[Array, "B S D"], mask: Bool[Array, "B S"]
-) -> Float32[Array, "B D"]:
-    """Take the hidden state of each row's first column; the mask is not needed."""
-    del mask
-    return hidden[:, 0].astype(jnp.float32)
+    hidden: Float[Array, "B S D"], mask: Bool[Array, "B *slots S"]
+) -> Float32[Array, "B *slots D"]:
+    """Take the hidden state of each text's first column; see `mean_pool`."""
+    first = jnp.argmax(mask, axis=-1)
+    return jax.vmap(lambda row, column: row[column])(hidden, first).astype(jnp.float32)
 
 
 def normalize(x: Float[Array, "*rows E"]) -> Float[Array, "*rows E"]:
@@ -56,11 +61,23 @@ def plain_layer_norm(x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
 
 
 def embed(
-    hidden: Float[Array, "B S D"], mask: Bool[Array, "B S"], config: EmbeddingConfig
-) -> Float32[Array, "B D"]:
-    """Pool hidden states into one full-width vector a row, not cut or normalised."""
+    hidden: Float[Array, "B S D"],
+    mask: Bool[Array, "B *slots S"],
+    config: EmbeddingConfig,
+) -> Float32[Array, "B *slots D"]:
+    """Pool hidden states into one full-width vector a text, not cut or normalised."""
     pooled = {"mean": mean_pool, "cls": cls_pool}[config.pooling](hidden, mask)
     return plain_layer_norm(pooled) if config.layer_norm else pooled
+
+
+def embed_packed(
+    hidden: Float[Array, "B S D"], texts: PackedTexts, config: EmbeddingConfig
+) -> Float32[Array, "M D"]:
+    """Pool the texts of packed rows, each from its own tokens, in the texts' order."""
+    segments = 1 + jnp.arange(texts.slot_lengths.shape[1])
+    mask = jnp.asarray(texts.tokens.segment_ids)[:, None] == segments[None, :, None]
+    vectors = embed(hidden, mask, config)  # B K D
+    return vectors.reshape(-1, vectors.shape[-1])[texts.slots]
 
 
 def matryoshka(x: Float[Array, "*rows D"], dim: int) -> Float[Array, "*rows E"]:

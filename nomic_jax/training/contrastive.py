@@ -4,15 +4,15 @@ Nomic Embed, arXiv:2402.01613, sections 4.2 and 4.3.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from nomic_jax.config import EmbeddingConfig
-from nomic_jax.data.pairs import TokenizedPairs
-from nomic_jax.data.schedule import Schedule
-from nomic_jax.data.sources import PairSource
+from nomic_jax.data.pairs import Negatives, PairBatches
+from nomic_jax.data.schedule import Sampling, Schedule
 from nomic_jax.model.encoder import NomicBert
+from nomic_jax.store.store import Store
 from nomic_jax.tokenizer import TextTokenizer
-from nomic_jax.training.loop import LoopConfig, StepBatch, train
+from nomic_jax.training.loop import LoopConfig, train
 from nomic_jax.training.optimizer import (
     OptimizerConfig,
     learning_rate,
@@ -26,10 +26,12 @@ from nomic_jax.training.steps import TrainState, contrastive_objective, make_upd
 class PairData:
     """The pairs of a contrastive stage."""
 
-    stage: str  # the earlier stage, prepare or mine, whose pairs these are
+    stores: str  # the prepare or mine stage that made them, or a folder or URL
     query_length: int  # tokens; longer queries are cut
     document_length: int  # tokens; longer documents are cut
-    num_negatives: int = 0  # hard negatives drawn for each query in each batch
+    num_negatives: int = 0  # hard negatives of each query in each batch
+    negatives: Negatives = "random"  # drawn anew each time, or the first ones
+    packed: bool = True  # several texts in a row; False: a row each, padded
 
     def __post_init__(self) -> None:
         """Refuse rows without room for a token, and a negative count.
@@ -72,6 +74,7 @@ class ContrastiveStage:
     loss: ContrastiveLoss
     optimizer: OptimizerConfig
     train: LoopConfig
+    sampling: Sampling = Sampling()
 
 
 def train_contrastive(
@@ -79,7 +82,7 @@ def train_contrastive(
     model: NomicBert,
     tokenizer: TextTokenizer,
     embedding: EmbeddingConfig,
-    sources: Sequence[PairSource],
+    stores: Mapping[str, Store],
     folder: RunFolder,
 ) -> NomicBert:
     """Train an encoder on pairs, from the folder's newest checkpoint if there is one.
@@ -89,42 +92,32 @@ def train_contrastive(
         model: where training starts; consumed.
         tokenizer: whose ids the model knows.
         embedding: pooling and layer norm.
-        sources: pairs, with as many hard negatives as the stage takes.
+        stores: of pairs, by source, with as many hard negatives as the stage takes.
         folder: where metrics and checkpoints go.
 
     Raises:
-        ValueError: a source holds less than one batch, or too few hard negatives.
+        ValueError: a source holds less than one batch, too few hard negatives or
+            shorter texts than asked for, or is of another tokenizer.
     """
     data, settings = stage.data, stage.train
-    schedule = Schedule.over(
-        {source.name: len(source) for source in sources},
-        batch_size=settings.batch_size,
+    for store in stores.values():
+        store.check_tokenizer(tokenizer.digest)
+    batch_at = PairBatches(
+        stores,
+        Schedule.over(
+            {name: len(store) for name, store in stores.items()},
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            sampling=stage.sampling,
+        ),
+        query_length=data.query_length,
+        document_length=data.document_length,
+        num_negatives=data.num_negatives,
+        negatives=data.negatives,
+        packed=data.packed,
+        pad_id=model.config.pad_token_id,
         seed=settings.seed,
     )
-    tokenized = {
-        source.name: TokenizedPairs.of(
-            source,
-            tokenizer,
-            query_length=data.query_length,
-            document_length=data.document_length,
-            num_negatives=data.num_negatives,
-        )
-        for source in sources
-    }
-    pad_id = model.config.pad_token_id
-
-    def batch_at(step: int) -> StepBatch:
-        source, records = schedule.at(step)
-        batch = tokenized[source].batch(
-            records,
-            num_negatives=data.num_negatives,
-            seed=settings.seed,
-            step=step,
-            pad_id=pad_id,
-        )
-        tokens = int(batch.query.mask.sum() + batch.document.mask.sum())
-        return StepBatch(source, batch, num_tokens=tokens)
-
     optimizer = make_optimizer(stage.optimizer, settings.steps)
     objective = contrastive_objective(embedding, scale=1 / stage.loss.temperature)
     state = train(

@@ -1,8 +1,8 @@
 """The loop: batches in, steps dispatched, metrics out, checkpoints on the way.
 
 The host reads the metrics of earlier steps only after it has dispatched the next one,
-so the device never waits for it. Batches are made ahead in threads by Grain; which
-batch comes next follows from the step number alone.
+so the device never waits for it. Batches are made ahead; how long the loop waited for
+them all the same is in every line of metrics.
 """
 
 import dataclasses
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from nomic_jax.batch import StepBatch
+from nomic_jax.data.feed import feed
 from nomic_jax.training.run_folder import Checkpoints, RunFolder
 from nomic_jax.training.steps import Metrics, TrainState
 
@@ -33,9 +35,10 @@ class LoopConfig:
     log_every: int = 10  # steps between lines of metrics, the means over these steps
     save_every: int = 500  # steps between checkpoints; one more comes at the end
     keep: int = 2  # checkpoints kept, the newest
+    workers: int = 0  # processes that make batches; 0: threads of the training process
 
     def __post_init__(self) -> None:
-        """Refuse counts below one, and a negative seed.
+        """Refuse counts below one, a negative seed or number of workers.
 
         Raises:
             ValueError: with the number.
@@ -43,17 +46,9 @@ class LoopConfig:
         for name in ("steps", "batch_size", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed} must not be negative")
-
-
-@dataclasses.dataclass(frozen=True)
-class StepBatch:
-    """A step's arrays with what is said about them."""
-
-    source: str
-    arrays: Any  # MlmBatch or PairBatch, on the host
-    num_tokens: int  # real ones, padding not counted
+        for name in ("seed", "workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
 
 
 def train(
@@ -91,16 +86,19 @@ def train(
             state = checkpoints.restore(state)
         folder.forget_metrics_after(start)
         waiting: list[tuple[int, StepBatch, Metrics]] = []
-        with tqdm(
-            desc=name,
-            initial=start,
-            total=config.steps,
-            unit="step",
-            # A log file gets a line now and then, a terminal a live one.
-            mininterval=0.5 if sys.stderr.isatty() else 15,
-        ) as progress:
+        with (
+            tqdm(
+                desc=name,
+                initial=start,
+                total=config.steps,
+                unit="step",
+                # A log file gets a line now and then, a terminal a live one.
+                mininterval=0.5 if sys.stderr.isatty() else 15,
+            ) as progress,
+            feed(batch_at, start, config.steps, workers=config.workers) as batches,
+        ):
             log = _Log(folder, progress, learning_rate)
-            for step, batch in _batches(batch_at, start, config.steps):
+            for step, batch in log.timed(batches):
                 state, metrics = update(state, jax.device_put(batch.arrays))
                 # While that step runs, the ones before it can be read at no cost.
                 if step % config.log_every == 0:
@@ -121,22 +119,6 @@ def train(
     return state
 
 
-def _batches(
-    batch_at: Callable[[int], StepBatch], start: int, stop: int
-) -> Iterator[tuple[int, StepBatch]]:
-    """Yield (step, batch), made ahead in threads, in order."""
-    if start >= stop:
-        return
-    import grain
-
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-    steps = grain.MapDataset.range(start, stop)
-    for step, batch in steps.map(lambda step: (step, batch_at(step))).to_iter_dataset(
-        options
-    ):
-        yield int(step), batch
-
-
 class _Log:
     """Writes the means over the steps since the last line, here and in the bar."""
 
@@ -148,6 +130,19 @@ class _Log:
     ):
         self.folder, self.progress, self.learning_rate = folder, progress, learning_rate
         self.began = time.monotonic()
+        self.waited = 0.0  # seconds spent waiting for batches since then
+
+    def timed(
+        self, batches: Iterator[tuple[int, StepBatch]]
+    ) -> Iterator[tuple[int, StepBatch]]:
+        """Yield from the feed, and count how long it made the loop wait."""
+        while True:
+            asked = time.monotonic()
+            item = next(batches, None)
+            self.waited += time.monotonic() - asked
+            if item is None:
+                return
+            yield item
 
     def write(self, waiting: list[tuple[int, StepBatch, Metrics]]) -> None:
         """Write a line for the steps that wait, if any do, and empty the list."""
@@ -159,11 +154,15 @@ class _Log:
         }
         now = time.monotonic()
         tokens = sum(batch.num_tokens for _, batch, _ in waiting)
+        padding = 1 - tokens / sum(batch.num_columns for _, batch, _ in waiting)
         rate = tokens / (now - self.began)
-        self.began = now
+        input_wait = self.waited / (now - self.began)
+        self.began, self.waited = now, 0.0
         step, batch, _ = waiting[-1]
         self.progress.set_postfix_str(
-            f"loss {means['loss']:.4f}, {rate / 1000:.1f}k tokens/s", refresh=False
+            f"loss {means['loss']:.4f}, {rate / 1000:.1f}k tokens/s, "
+            f"{padding:.0%} padding, {input_wait:.0%} waiting for input",
+            refresh=False,
         )
         self.progress.update(len(waiting))
         self.folder.log(
@@ -172,6 +171,8 @@ class _Log:
                 **means,
                 "learning_rate": float(self.learning_rate(step - 1)),
                 "tokens_per_second": round(rate, 1),
+                "padding": round(padding, 4),  # share of the columns
+                "input_wait": round(input_wait, 4),  # share of the time
                 "source": batch.source,
                 "time": round(time.time(), 3),
             }

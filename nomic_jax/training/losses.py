@@ -23,7 +23,11 @@ def mlm_cross_entropy(
 
 
 def info_nce(
-    query: Float[Array, "B E"], document: Float[Array, "M E"], *, scale: float
+    query: Float[Array, "B E"],
+    document: Float[Array, "M E"],
+    *,
+    scale: float,
+    document_ids: Int[Array, "M 2"] | None = None,
 ) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
     """Cross-entropy of each query against every document of the batch.
 
@@ -31,6 +35,13 @@ def info_nce(
     multiplied by `scale`, the inverse of the temperature. Documents come in groups of
     `M / B`, positive first: row `i * M / B` answers query `i`; all other rows, its own
     hard negatives included, are negatives.
+
+    Args:
+        query: not normalised.
+        document: not normalised.
+        scale: of the cosines.
+        document_ids: equal for equal documents. The copies of a query's positive are
+            then no negatives of that query; None: every document counts.
 
     Returns:
         The mean loss, and the share of queries whose positive scores highest.
@@ -52,6 +63,19 @@ def info_nce(
     )
     logits = scale * similarity
     answers = jnp.arange(query.shape[0]) * (document.shape[0] // query.shape[0])
+    if document_ids is not None:
+        copies = _copies(document_ids, answers)
+        logits = jnp.where(copies, -jnp.inf, logits)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, answers)
     found = jnp.argmax(logits, axis=1) == answers
     return losses.mean(), found.mean(dtype=jnp.float32)
+
+
+def _copies(
+    document_ids: Int[Array, "M 2"], answers: Int[Array, " B"]
+) -> Bool[Array, "B M"]:
+    """Mark the documents that equal a query's positive and are not that positive."""
+    # One half at a time: B M 2 would be the largest array of the loss.
+    first, second = (half[answers][:, None] == half[None] for half in document_ids.T)
+    itself = jnp.arange(document_ids.shape[0])[None] == answers[:, None]
+    return first & second & ~itself

@@ -4,19 +4,19 @@ Nomic Embed, arXiv:2402.01613, section 3.3.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from nomic_jax.config import ModelConfig, padded_vocabulary
-from nomic_jax.data.mlm import Masking, corrupt, pack
-from nomic_jax.data.schedule import Schedule
+from nomic_jax.data.mlm import Documents, Masking, MlmBatches
+from nomic_jax.data.schedule import Sampling, Schedule
 from nomic_jax.model.heads import MaskedLanguageModel
+from nomic_jax.store.store import Store
 from nomic_jax.tokenizer import TextTokenizer
-from nomic_jax.training.loop import LoopConfig, StepBatch, train
+from nomic_jax.training.loop import LoopConfig, train
 from nomic_jax.training.optimizer import (
     OptimizerConfig,
     learning_rate,
@@ -62,8 +62,10 @@ class ModelSize:
 class MlmData:
     """Packed rows and how they are corrupted."""
 
+    stores: str  # the prepare stage that made them, or a folder or URL of stores
     row_length: int  # tokens of a packed row
     mask_rate: float = 0.3  # share of the tokens that is to be predicted
+    documents: Documents = "joined"  # in a row: whether they see one another
 
     def __post_init__(self) -> None:
         """Refuse rows of nothing, and a rate that leaves nothing to do.
@@ -86,6 +88,7 @@ class MlmStage:
     data: MlmData
     optimizer: OptimizerConfig
     train: LoopConfig
+    sampling: Sampling = Sampling()
 
     def __post_init__(self) -> None:
         """Refuse rows longer than the model's positions, before any text is read.
@@ -121,50 +124,51 @@ def train_mlm(
     stage: MlmStage,
     model: MaskedLanguageModel,
     tokenizer: TextTokenizer,
-    texts: Sequence[str],
+    stores: Mapping[str, Store],
     folder: RunFolder,
 ) -> MaskedLanguageModel:
-    """Train a model on texts, from the folder's newest checkpoint if there is one.
+    """Train a model on packed rows, from the folder's newest checkpoint if it has one.
 
     Args:
         stage: the whole recipe.
         model: fresh; consumed.
         tokenizer: whose ids the model knows.
-        texts: documents, packed one after another.
+        stores: of packed rows, by source.
         folder: where metrics and checkpoints go.
 
     Raises:
-        ValueError: the packed text does not fill one batch.
+        ValueError: a store does not fill one batch, is of another tokenizer, or does
+            not hold rows of the stage's length.
     """
-    # No document is cut: it goes on in the next row.
-    encoded = tokenizer.encode(texts, max_length=np.iinfo(np.int32).max)
-    rows = pack(encoded.ids, row_length=stage.data.row_length)
-    schedule = Schedule.over(
-        {"text": len(rows)}, batch_size=stage.train.batch_size, seed=stage.train.seed
+    settings = stage.train
+    for store in stores.values():
+        store.check_tokenizer(tokenizer.digest)
+    batch_at = MlmBatches(
+        stores,
+        Schedule.over(
+            {name: len(store) for name, store in stores.items()},
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            sampling=stage.sampling,
+        ),
+        Masking(
+            rate=stage.data.mask_rate,
+            mask_id=tokenizer.token_id("[MASK]"),
+            vocab_size=tokenizer.size,
+            special_ids=tokenizer.special_ids,
+            seed=settings.seed,
+        ),
+        row_length=stage.data.row_length,
+        documents=stage.data.documents,
     )
-    masking = Masking(
-        rate=stage.data.mask_rate,
-        mask_id=tokenizer.token_id("[MASK]"),
-        vocab_size=tokenizer.size,
-        special_ids=tokenizer.special_ids,
-        seed=stage.train.seed,
-    )
-
-    def batch_at(step: int) -> StepBatch:
-        source, records = schedule.at(step)
-        batch = corrupt(
-            rows[records], masking, step=step, row_numbers=range(len(records))
-        )
-        return StepBatch(source, batch, num_tokens=batch.tokens.ids.size)
-
-    optimizer = make_optimizer(stage.optimizer, stage.train.steps)
+    optimizer = make_optimizer(stage.optimizer, settings.steps)
     state = train(
         stage.name,
         TrainState.fresh(model, optimizer),
-        make_update(mlm_objective, optimizer, seed=stage.train.seed),
+        make_update(mlm_objective, optimizer, seed=settings.seed),
         batch_at,
-        stage.train,
+        settings,
         folder,
-        learning_rate=learning_rate(stage.optimizer, stage.train.steps),
+        learning_rate=learning_rate(stage.optimizer, settings.steps),
     )
     return state.model

@@ -15,9 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from nomic_jax.storage import write_json
 from nomic_jax.training.optimizer import parameter_name
 from nomic_jax.training.steps import TrainState
-from nomic_jax.whole_file import whole_file, write_json
+from nomic_jax.whole_file import whole_file
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

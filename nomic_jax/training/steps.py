@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float32, Int32, Key
 
-from nomic_jax.batch import MlmBatch, PairBatch, Tokens, as_pytree
+from nomic_jax.batch import MlmBatch, PackedTexts, PairBatch, Tokens, as_pytree
 from nomic_jax.config import EmbeddingConfig
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
-from nomic_jax.model.pooling import embed
+from nomic_jax.model.pooling import embed_packed
 from nomic_jax.training.losses import info_nce, mlm_cross_entropy
 
 Metrics: TypeAlias = Mapping[str, Float32[Array, ""]]
@@ -77,16 +77,23 @@ def mlm_objective(
 
 
 def contrastive_objective(embedding: EmbeddingConfig, *, scale: float) -> Objective:
-    """InfoNCE between the pooled queries and documents of a batch, at full width."""
+    """InfoNCE between the pooled queries and documents of a batch, at full width.
+
+    A document that equals a query's positive is no negative of that query.
+    """
 
     def objective(model: NomicBert, batch: PairBatch, key: Key[Array, ""]):
-        def vectors(tokens: Tokens, stream: int):
-            keys = row_keys(jax.random.fold_in(key, stream), tokens)
-            hidden = model(tokens, dropout_keys=keys)
-            return embed(hidden, jnp.asarray(tokens.mask), embedding)
+        def vectors(texts: PackedTexts, stream: int):
+            keys = row_keys(jax.random.fold_in(key, stream), texts.tokens)
+            hidden = model(texts.tokens, dropout_keys=keys)
+            return embed_packed(hidden, texts, embedding)
 
+        ids = jnp.asarray(batch.document_ids).reshape(-1, 2)  # (B · K) 2
         loss, accuracy = info_nce(
-            vectors(batch.query, 0), vectors(batch.document, 1), scale=scale
+            vectors(batch.query, 0),
+            vectors(batch.document, 1),
+            scale=scale,
+            document_ids=ids[batch.document.slots],
         )
         return loss, {"accuracy": accuracy}
 

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 
 from nomic_jax.config import NOMIC_PROMPTS
-from nomic_jax.data.docstrings import Extract, extract
-from nomic_jax.data.sources import Pair, PairSource, fingerprint, stable_hash
+from nomic_jax.sources.docstrings import Extract, extract
+from nomic_jax.sources.pairs import Pair, PairSource, fingerprint, stable_hash
 
 PROJECT = "nomic-jax"
 MAX_FILE_BYTES = 300_000  # larger ones are tables and generated code

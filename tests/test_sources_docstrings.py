@@ -2,7 +2,7 @@ import textwrap
 
 import pytest
 
-from nomic_jax.data.docstrings import (
+from nomic_jax.sources.docstrings import (
     MAX_CHARACTERS,
     clean,
     cut,

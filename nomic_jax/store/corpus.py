@@ -1,19 +1,30 @@
-"""The prepare stage: collect text, hold a part of it out, train a tokenizer.
+"""The prepare stage: collect text, hold a part out, train a tokenizer, tokenise.
 
-tokenizer.json  sources.json  texts.jsonl  train/SOURCE.jsonl  held_out/SOURCE.jsonl
+texts.jsonl   train/SOURCE.jsonl   held_out/SOURCE.jsonl   sources.json
+text/         packed rows, a token store       pairs/   a store for each source
 """
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from nomic_jax.data.jsonl import read_pairs, read_texts, write_pairs, write_texts
-from nomic_jax.data.python_sources import python_corpus
-from nomic_jax.data.sources import PairSource, fingerprint, split_held_out, stable_hash
+from nomic_jax.sources.jsonl import (
+    JsonLines,
+    read_pairs,
+    read_texts,
+    write_pairs,
+    write_texts,
+)
+from nomic_jax.sources.pairs import PairSource, fingerprint, split_held_out, stable_hash
+from nomic_jax.sources.python_sources import python_corpus
+from nomic_jax.storage import write_json
+from nomic_jax.store.prepare import prepare_collection
+from nomic_jax.store.rules import PairRule, RowRule
 from nomic_jax.tokenizer import TextTokenizer
-from nomic_jax.whole_file import write_json
 
+TEXT, PAIRS = "text", "pairs"  # folders of token stores
 PYTHON = "python"  # stands for this installation's sources where a file may stand
 
 
@@ -26,7 +37,11 @@ class PrepareConfig:
     held_out_share: float = 0.1  # of a JSONL file's pairs, for evaluation
     limit: int = 20_000  # training pairs of a source, and texts of the MLM, at most
     vocab_size: int = 8192  # tokens of the WordPiece vocabulary trained on the text
+    row_length: int  # tokens of a packed row of the MLM's text
+    query_length: int  # tokens; longer queries are cut
+    document_length: int  # tokens; longer documents are cut
     seed: int = 0  # of what is held out of a JSONL file
+    workers: int = 1  # processes that tokenise
 
     def __post_init__(self) -> None:
         """Refuse numbers that no corpus can meet.
@@ -34,7 +49,7 @@ class PrepareConfig:
         Raises:
             ValueError: a count is not positive, or the share is outside (0, 1).
         """
-        for name in ("held_out", "limit", "vocab_size"):
+        for name in ("held_out", "limit", "vocab_size", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if not 0 < self.held_out_share < 1:
@@ -43,7 +58,7 @@ class PrepareConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrepareStage:
-    """Collect text, hold a part of it out, train a tokenizer."""
+    """Collect text, hold a part of it out, train a tokenizer, tokenise."""
 
     name: str
     data: PrepareConfig
@@ -83,12 +98,65 @@ def prepare(config: PrepareConfig, folder: Path) -> None:
             if text not in unseen
         ][: config.limit]
     tokenizer = TextTokenizer.train(texts, vocab_size=config.vocab_size)
+    for name in (TEXT, PAIRS):  # of an earlier try that did not end
+        shutil.rmtree(folder / name, ignore_errors=True)
     tokenizer.save(folder)
     write_texts(folder / "texts.jsonl", texts)
-    for part, sources in (("train", train), ("held_out", held_out)):
-        for source in sources:
-            write_pairs(folder / part / f"{source.name}.jsonl", source.pairs)
+    for source in held_out:
+        write_pairs(folder / "held_out" / f"{source.name}.jsonl", source.pairs)
+    documents = JsonLines.open(folder / "texts.jsonl", name="text")
+    prepare_collection(
+        # One range: all but the last, incomplete row is kept.
+        [(documents, RowRule(row_length=config.row_length, rows_per_range=len(texts)))],
+        tokenizer,
+        folder / TEXT,
+        workers=config.workers,
+    )
+    write_training_pairs(
+        folder,
+        train,
+        tokenizer,
+        query_length=config.query_length,
+        document_length=config.document_length,
+        workers=config.workers,
+    )
     write_sources(folder, train, fingerprint=fingerprint((*train, *held_out), texts))
+
+
+def write_training_pairs(
+    folder: Path,
+    sources: Sequence[PairSource],
+    tokenizer: TextTokenizer,
+    *,
+    query_length: int,
+    document_length: int,
+    num_negatives: int = 0,
+    workers: int = 1,
+) -> None:
+    """Write pairs as text, to be mined, and as token stores, to be trained on.
+
+    Args:
+        folder: of the stage.
+        sources: the pairs, with their prefixes.
+        tokenizer: whose ids the stores hold.
+        query_length: tokens; longer queries are cut.
+        document_length: tokens; longer documents and negatives are cut.
+        num_negatives: hard negatives of each pair, in the stores.
+        workers: processes that tokenise.
+    """
+    planned = []
+    for source in sources:
+        path = folder / "train" / f"{source.name}.jsonl"
+        write_pairs(path, source.pairs)
+        rule = PairRule(
+            query_prefix=source.query_prefix,
+            document_prefix=source.document_prefix,
+            query_length=query_length,
+            document_length=document_length,
+            num_negatives=num_negatives,
+        )
+        planned.append((JsonLines.open(path, name=source.name), rule))
+    prepare_collection(planned, tokenizer, folder / PAIRS, workers=workers)
 
 
 def write_sources(

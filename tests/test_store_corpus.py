@@ -4,21 +4,25 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from nomic_jax.data.jsonl import write_pairs
-from nomic_jax.data.prepare import (
+from nomic_jax.sources.jsonl import write_pairs
+from nomic_jax.sources.pairs import Pair
+from nomic_jax.store.corpus import (
+    PAIRS,
+    TEXT,
     PrepareConfig,
     is_prepared,
     prepare,
     read_documents,
     read_sources,
 )
-from nomic_jax.data.sources import Pair
+from nomic_jax.store.store import open_stores
 from nomic_jax.tokenizer import TextTokenizer
 
 COUNT = 120
-FILES = ("tokenizer.json", "texts.jsonl", "train/mine.jsonl", "held_out/mine.jsonl")
+LENGTHS = {"row_length": 32, "query_length": 16, "document_length": 12}
 
 
 def write(folder, count=COUNT):
@@ -39,7 +43,7 @@ def write(folder, count=COUNT):
 
 
 def config(path, **changes):
-    values = {"pairs": str(path), "held_out_share": 0.2, "vocab_size": 300}
+    values = {"pairs": str(path), "held_out_share": 0.2, "vocab_size": 300} | LENGTHS
     return PrepareConfig(**(values | changes))
 
 
@@ -115,19 +119,27 @@ def test_the_seed_chooses_what_is_held_out(done, tmp_path):
 
 
 def digest(folder):
-    return {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in (*FILES, "sources.json")
-    }
+    """Every file but those of the test, and of the files' times in fingerprints."""
+    found = {}
+    for path in folder.rglob("*"):
+        if not path.is_file() or path.parent == folder and path.name == "mine.jsonl":
+            continue
+        content = path.read_bytes()
+        if path.name == "manifest.json":
+            value = json.loads(content)
+            del value["source_fingerprint"]
+            content = json.dumps(value).encode()
+        found[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()
+    return found
 
 
 def test_processes_with_other_hash_seeds_prepare_the_same_bytes(done, tmp_path):
     path, _ = write(tmp_path)
     code = (
         "import sys; from pathlib import Path;"
-        "from nomic_jax.data.prepare import PrepareConfig, prepare;"
-        "prepare(PrepareConfig(pairs=sys.argv[1], held_out_share=0.2, vocab_size=300),"
-        " Path(sys.argv[2]))"
+        "from nomic_jax.store.corpus import PrepareConfig, prepare;"
+        "prepare(PrepareConfig(pairs=sys.argv[1], held_out_share=0.2, vocab_size=300,"
+        f" **{LENGTHS}), Path(sys.argv[2]))"
     )
     for seed in ("1", "2"):
         folder = tmp_path / seed
@@ -147,6 +159,30 @@ def test_the_tokenizer_knows_its_text(done):
     unknown = tokenizer.token_id("[UNK]")
     for ids in tokenizer.encode(read_documents(folder), max_length=64).ids:
         assert unknown not in ids
+
+
+def test_the_stores_hold_the_training_text_and_pairs(done):
+    folder, _ = done
+    (train,) = read_sources(folder, "train")
+    tokenizer = TextTokenizer.from_folder(folder)
+    (store,) = open_stores(folder / PAIRS).values()
+    store.check_tokenizer(tokenizer.digest)
+    assert len(store) == len(train)
+    sides = (
+        ([f"search_query: {pair.query}" for pair in train.pairs], 16),
+        ([f"search_document: {pair.document}" for pair in train.pairs], 12),
+    )
+    records = store.read(np.arange(len(store)))
+    for side, (texts, length) in enumerate(sides):
+        expected = tokenizer.encode(texts, max_length=length).ids
+        for record, ids in zip(records, expected, strict=True):
+            np.testing.assert_array_equal(record[side], ids)
+    (rows,) = open_stores(folder / TEXT).values()
+    documents = tokenizer.encode(read_documents(folder), max_length=10**6).ids
+    stream = np.concatenate(documents)
+    stored = np.concatenate([p for row in rows.read(np.arange(len(rows))) for p in row])
+    np.testing.assert_array_equal(stored, stream[: len(stored)])
+    assert len(stream) - 32 < len(stored) == 32 * len(rows)
 
 
 def test_a_stage_is_done_when_its_last_file_is_there(tmp_path, monkeypatch):

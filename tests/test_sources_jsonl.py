@@ -1,11 +1,19 @@
 import gzip
 import json
+import pickle
 import re
 
 import pytest
 
-from nomic_jax.data.jsonl import read_pairs, read_texts, write_pairs, write_texts
-from nomic_jax.data.sources import Pair
+from nomic_jax.sources.jsonl import (
+    JsonLines,
+    read_pairs,
+    read_texts,
+    write_pairs,
+    write_texts,
+)
+from nomic_jax.sources.pairs import Pair
+from nomic_jax.sources.source import Source
 
 PAIRS = [
     Pair("what is TSNE?", "a map", ("a tree", "späte Blüte 🌸")),
@@ -75,11 +83,11 @@ GOOD = b'{"query": "a", "document": "b"}\n'
         (GOOD + b"\n[1]", "x.jsonl:3: a list; an object is needed"),
         (GOOD + b"null", "x.jsonl:2: null; an object is needed"),
         (GOOD + b'{"query": "a", "documents": "b"}', "did you mean 'documents'?"),
-        (GOOD + b"{}", "x.jsonl:2: no column 'query'; the object is empty"),
+        (GOOD + b"{}", "x.jsonl:2: no column 'query'; the row is empty"),
         (b'{"query": " \\n", "document": "b"}', "x.jsonl:1: column 'query' is blank"),
         (b'{"query": "a", "document": 3}', "'document' is a number, not a text"),
         (b'{"query": "a", "document": null}', "'document' is null, not a text"),
-        (GOOD[:-2] + b', "negatives": "c"}', "'negatives' is a text; a list"),
+        (GOOD[:-2] + b', "negatives": 3}', "'negatives' is a number; a list"),
         (GOOD[:-2] + b', "negatives": ["c", ""]}', "column 'negatives[1]' is blank"),
         (GOOD + b'{"query": "\xff"}', "x.jsonl:2: byte 43 of the file, 0xff, is not"),
         (b'{"query": "a", "document": "\\ud83d"}', "half a character, \\ud83d"),
@@ -148,3 +156,75 @@ def test_text_that_cannot_be_read_is_refused(tmp_path, name, content, problem):
     path = write(tmp_path / name, content)
     with pytest.raises(ValueError, match=re.escape(problem)):
         list(read_texts(path))
+
+
+def objects(count, first=0):
+    return [{"query": f"späte Blüte {i}", "n": i} for i in range(first, first + count)]
+
+
+def lines(rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz"])
+def test_ranges_of_a_file_are_its_objects(tmp_path, name):
+    rows = objects(2500)
+    source = JsonLines.open(write(tmp_path / name, lines(rows)))
+    assert isinstance(source, Source)
+    assert (source.name, len(source)) == ("x", 2500)
+    for start, stop in [(0, 2500), (0, 1), (999, 1001), (1000, 1003), (2499, 9999)]:
+        assert list(source.rows(start, stop)) == rows[start:stop]
+    assert list(source.rows(2500, 2600)) == list(source.rows(7, 7)) == []
+
+
+def test_a_source_reads_the_same_after_it_was_sent_to_another_process(tmp_path):
+    source = JsonLines.open(write(tmp_path / "x.jsonl.gz", lines(objects(1500))))
+    copy = pickle.loads(pickle.dumps(source))
+    assert list(copy.rows(1200, 1210)) == objects(10, first=1200)
+    assert copy.fingerprint == source.fingerprint
+
+
+def test_blank_lines_are_no_rows_and_places_name_lines(tmp_path):
+    blocks = [lines(objects(5, first=i)) for i in range(0, 2500, 5)]
+    path = write(tmp_path / "x.jsonl", "\n" + "\n \n".join(blocks))
+    source = JsonLines.open(path)
+    assert list(source.rows(0, 9999)) == objects(2500)
+    written = path.read_text().split("\n")
+    for row in (0, 4, 5, 999, 1000, 1003, 2499):
+        place, _, number = source.place(row).rpartition(":")
+        assert place == str(path)
+        assert json.loads(written[int(number) - 1])["n"] == row
+
+
+def test_files_that_match_a_pattern_are_one_source_in_the_order_of_their_names(
+    tmp_path,
+):
+    for i in (2, 0, 1):
+        write(tmp_path / f"part{i}.jsonl.gz", lines(objects(7, first=7 * i)))
+    source = JsonLines.open(tmp_path / "part*.jsonl.gz", name="all")
+    assert list(source.rows(5, 16)) == objects(11, first=5)
+    assert source.place(8) == f"{tmp_path}/part1.jsonl.gz:2"
+    with pytest.raises(ValueError, match="no file matches"):
+        JsonLines.open(tmp_path / "other*.jsonl")
+
+
+def test_a_line_that_is_no_object_is_refused_when_it_is_read(tmp_path):
+    content = lines(objects(3)) + "\n{'query'}\n" + lines(objects(3))
+    source = JsonLines.open(write(tmp_path / "x.jsonl", content))
+    assert len(list(source.rows(0, 3))) == 3
+    with pytest.raises(ValueError, match=r"x\.jsonl:5: not JSON: Expecting property"):
+        list(source.rows(0, 7))
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_an_empty_file_is_no_source(tmp_path, content):
+    with pytest.raises(ValueError, match=r"x\.jsonl is empty"):
+        JsonLines.open(write(tmp_path / "x.jsonl", content))
+
+
+def test_another_content_is_another_fingerprint(tmp_path):
+    path = write(tmp_path / "x.jsonl", lines(objects(3)))
+    first = JsonLines.open(path).fingerprint
+    assert first == JsonLines.open(path).fingerprint
+    write(path, lines(objects(4)))
+    assert first != JsonLines.open(path).fingerprint

@@ -1,15 +1,13 @@
-import subprocess
-import sys
-
 import pytest
 
-from nomic_jax.data.sources import (
+from nomic_jax.sources.pairs import (
     Pair,
+    PairColumns,
     PairSource,
     fingerprint,
     split_held_out,
-    stable_hash,
 )
+from nomic_jax.sources.source import Source
 
 
 def source(pairs, name="answers"):
@@ -68,17 +66,6 @@ def test_a_split_with_too_few_pairs_is_refused_with_their_number(
         split_held_out(source(pairs), seed=0, **arguments)
 
 
-def test_hashes_are_those_of_any_other_process():
-    code = "from nomic_jax.data.sources import stable_hash as h; print(h('é', seed=5))"
-    other = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"PYTHONHASHSEED": "12345"},
-        capture_output=True,
-        check=True,
-    )
-    assert int(other.stdout) == stable_hash("é", seed=5) != stable_hash("é")
-
-
 def test_fingerprint_tells_apart_every_text_and_every_boundary():
     variants = [
         ([source([Pair("ab", "c")])], []),
@@ -91,3 +78,38 @@ def test_fingerprint_tells_apart_every_text_and_every_boundary():
     ]
     assert len({fingerprint(*variant) for variant in variants}) == len(variants)
     assert fingerprint(*variants[0]) == fingerprint(*variants[0])
+
+
+def test_pairs_in_memory_are_a_source_whose_rows_are_its_pairs_again():
+    pairs = [Pair("a", "b", ("c", "d")), Pair("e", "f"), Pair("g", "h")]
+    answers = source(pairs)
+    assert isinstance(answers, Source)
+    columns = PairColumns()
+    rows = list(answers.rows(1, 9))
+    assert [columns.pair(row, "here") for row in rows] == pairs[1:]
+    assert answers.place(2) == "source 'answers', pair 2"
+    assert answers.fingerprint != source(pairs[::-1]).fingerprint
+
+
+def test_columns_make_a_pair_of_a_row():
+    row = {"q": "a", "pos": "b", "neg": "c", "other": 1}
+    assert PairColumns("q", "pos", "neg").pair(row, "x") == Pair("a", "b", ("c",))
+    assert PairColumns("q", "pos", None).pair(row, "x") == Pair("a", "b")
+    assert PairColumns("q", "q", None).pair(row, "x") == Pair("a", "a")
+    without = {"q": "a", "pos": "b", "neg": None}
+    assert PairColumns("q", "pos", "neg").pair(without, "x") == Pair("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"query": "a", "documents": "b"}, "x:3: no column 'document'; did you mean"),
+        ({"query": "a", "document": " "}, "x:3: column 'document' is blank"),
+        ({"query": "a", "document": "b", "negatives": 4}, "'negatives' is a number"),
+        ({"query": "a", "document": "b", "negatives": ["c", None]}, "negatives\\[1\\]"),
+    ],
+)
+def test_a_row_that_is_no_pair_is_refused_with_its_place(row, problem):
+    with pytest.raises(ValueError, match=problem) as raised:
+        PairColumns().pair(row, "x:3")
+    assert str(raised.value).startswith("x:3: ")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from nomic_jax.data import python_sources
-from nomic_jax.data.python_sources import python_corpus, python_modules
-from nomic_jax.data.sources import stable_hash
+from nomic_jax.sources import python_sources
+from nomic_jax.sources.python_sources import python_corpus, python_modules
+from nomic_jax.sources.source import stable_hash
 
 WORDS = "apple bridge candle desert engine forest garden harbour island jungle".split()
 
@@ -173,7 +173,7 @@ def test_packages_are_those_the_project_requires(tmp_path, monkeypatch):
 def test_the_standard_library_gives_the_same_corpus_in_another_process():
     # Of modules that no release of Python adds or loses, to be quick.
     code = (
-        "from nomic_jax.data.python_sources import python_corpus, python_modules\n"
+        "from nomic_jax.sources.python_sources import python_corpus, python_modules\n"
         "tops = ('json', 'email', 'asyncio', 'unittest', 'argparse', 'logging')\n"
         "modules = python_modules(project='no-such-project')\n"
         "some = {n: p for n, p in modules.items() if n.split('.')[0] in tops}\n"

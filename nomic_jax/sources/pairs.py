@@ -1,12 +1,10 @@
-"""A source: texts that belong together, of which each batch holds one kind only.
-
-Nomic Embed draws every batch from a single source, so that the negatives of a batch
-cannot be told apart by where they come from (arXiv:2402.01613, section 4.2).
-"""
+"""Pairs of texts: the columns they stand in, a source of them in memory, a split."""
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+
+from nomic_jax.sources.source import Row, check_text, kind_of, stable_hash, text_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -20,7 +18,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class PairSource:
-    """Pairs of one kind, and what stands before their texts.
+    """Pairs of one kind in memory, and what stands before their texts.
 
     Symmetric tasks have the same prefix on both sides. Negatives are documents.
     """
@@ -34,12 +32,57 @@ class PairSource:
         """Return the number of pairs."""
         return len(self.pairs)
 
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the pairs."""
+        return fingerprint([self])
 
-def stable_hash(text: str, *, seed: int = 0) -> int:
-    """Hash a text to 64 bits, the same in every process and on every machine."""
-    salt = (seed % 2**64).to_bytes(8, "little")
-    digest = hashlib.blake2b(text.encode(), digest_size=8, salt=salt)
-    return int.from_bytes(digest.digest(), "big")
+    def rows(self, start: int, stop: int) -> Iterator[Row]:
+        """Yield pairs as a file holds them."""
+        for pair in self.pairs[start:stop]:
+            yield {
+                "query": pair.query,
+                "document": pair.document,
+                "negatives": list(pair.negatives),
+            }
+
+    def place(self, row: int) -> str:
+        """Name a pair, for an error to begin with."""
+        return f"source {self.name!r}, pair {row}"
+
+
+@dataclasses.dataclass(frozen=True)
+class PairColumns:
+    """Which columns of a row make a pair."""
+
+    query: str = "query"
+    document: str = "document"
+    negatives: str | None = "negatives"  # a text or a list of texts; rows may lack it
+
+    def pair(self, row: Row, place: str) -> Pair:
+        """Take a pair out of a row.
+
+        Raises:
+            ValueError: a column is missing or holds no text; begins with `place`.
+        """
+        further = None if self.negatives is None else row.get(self.negatives)
+        if further is None:
+            further = []
+        elif isinstance(further, str):
+            further = [further]
+        if not isinstance(further, list | tuple):
+            raise ValueError(
+                f"{place}: column {self.negatives!r} is {kind_of(further)}; "
+                "a list of texts is needed"
+            )
+        return Pair(
+            text_of(row, self.query, place),
+            text_of(row, self.document, place),
+            tuple(
+                check_text(item, f"{self.negatives}[{i}]", place)
+                for i, item in enumerate(further)
+            ),
+        )
 
 
 def fingerprint(sources: Iterable[PairSource], texts: Iterable[str] = ()) -> str:

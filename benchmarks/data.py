@@ -1,0 +1,451 @@
+"""The data engine beside what others do with the same text, in one run.
+
+    python benchmarks/data.py --pairs FOLDER --tokenizer FOLDER [--records 10000000]
+
+FOLDER of pairs holds .jsonl.gz files with `query` and `document`. Everything is measured
+in processor seconds of one process, threads included, so that figures are per core; each
+is the median of several rounds in which the sides take turns.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a core's figure, on both sides
+
+import numpy as np
+
+from nomic_jax.data.pairs import PairBatches
+from nomic_jax.data.schedule import Schedule
+from nomic_jax.sources.jsonl import JsonLines, read_pairs, write_pairs
+from nomic_jax.sources.pairs import PairSource
+from nomic_jax.store.manifest import Manifest, shard_name, write_manifest
+from nomic_jax.store.prepare import prepare_store
+from nomic_jax.store.record import encode_record
+from nomic_jax.store.rules import PairRule
+from nomic_jax.store.shard import write_shard
+from nomic_jax.store.store import Store
+from nomic_jax.tokenizer import TextTokenizer, bucket
+
+LENGTH = 512  # tokens of the longest query and document, as the paper fine-tunes
+BATCH = 256  # pairs of a batch, likewise
+QUERY, DOCUMENT = "search_query: ", "search_document: "
+RECORDS_PER_SHARD = 10**6  # of the large stores
+LARGE = 10**8  # records of the store that is extrapolated to
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Processor seconds and the tokens they gave."""
+
+    seconds: float
+    tokens: int
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second of one core."""
+        return self.tokens / self.seconds
+
+
+def timed(work: Callable[[], int]) -> Measured:
+    """Run work that returns its tokens."""
+    began = time.process_time()
+    tokens = work()
+    return Measured(time.process_time() - began, tokens)
+
+
+def beside(
+    ours: Callable[[], int], theirs: Callable[[], int], *, rounds: int
+) -> tuple[float, float, float]:
+    """Return both median rates, and the median of the rounds' ratios."""
+    pairs = []
+    for number in range(rounds):
+        first, second = (ours, theirs) if number % 2 == 0 else (theirs, ours)
+        results = {first: timed(first), second: timed(second)}
+        pairs.append((results[ours].rate, results[theirs].rate))
+    return (
+        statistics.median(a for a, _ in pairs),
+        statistics.median(b for _, b in pairs),
+        statistics.median(a / b for a, b in pairs),
+    )
+
+
+def rule() -> PairRule:
+    """The rule by which all pairs here are tokenised."""
+    return PairRule(
+        query_prefix=QUERY,
+        document_prefix=DOCUMENT,
+        query_length=LENGTH,
+        document_length=LENGTH,
+    )
+
+
+def measure_prepare(
+    source: PairSource, tokenizer_folder: Path, work: Path, rounds: int
+) -> str:
+    """Tokenise and write, beside Hugging Face `datasets.map` writing its own files."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    file = work / "pairs.jsonl"
+    write_pairs(file, source.pairs)
+    tokenizer = TextTokenizer.from_folder(tokenizer_folder)
+    theirs_tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_folder)
+    number = iter(range(10**6))
+
+    def ours() -> int:
+        store = work / f"store-{next(number)}"
+        lines = JsonLines.open(file, name="pairs")
+        manifest = prepare_store(
+            lines, rule(), tokenizer, store, workers=1, progress=False
+        )
+        return manifest.counts["tokens"]
+
+    def encode(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        encoded = {}
+        for column, prefix in (("query", QUERY), ("document", DOCUMENT)):
+            encoded[column] = theirs_tokenizer(
+                [prefix + text for text in rows[column]],
+                truncation=True,
+                max_length=LENGTH,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )["input_ids"]
+        return encoded
+
+    rows = datasets.Dataset.from_json(str(file), cache_dir=str(work / "json"))
+
+    def theirs() -> int:
+        target = work / f"map-{next(number)}.arrow"
+        made = rows.map(
+            encode,
+            batched=True,
+            remove_columns=["query", "document"],
+            cache_file_name=str(target),
+            load_from_cache_file=False,
+        )
+        columns = made.with_format("arrow")[:]
+        return sum(
+            len(columns[name].combine_chunks().flatten())
+            for name in ("query", "document")
+        )
+
+    a, b, ratio = beside(ours, theirs, rounds=rounds)
+    return (
+        f"| tokenise and prepare, M tokens/s a core | {a / 1e6:.3f} | {b / 1e6:.3f} "
+        f"(datasets.map) | {ratio:.2f} |"
+    )
+
+
+def measure_serve(
+    source: PairSource, tokenizer_folder: Path, work: Path, rounds: int
+) -> str:
+    """Make batches, beside sentence-transformers' collator in torch's DataLoader."""
+    import datasets
+    import torch
+    import transformers
+    from sentence_transformers import SentenceTransformer, models
+    from sentence_transformers.sentence_transformer.data_collator import (
+        SentenceTransformerDataCollator,
+    )
+
+    tokenizer = TextTokenizer.from_folder(tokenizer_folder)
+    out = work / "served"
+    prepare_store(source, rule(), tokenizer, out, workers=1, progress=False)
+    store = Store.open(out)
+    name, steps = store.name, len(store) // BATCH
+    batches = PairBatches(
+        {name: store},
+        Schedule.over({name: len(store)}, batch_size=BATCH, seed=0),
+        query_length=LENGTH,
+        document_length=LENGTH,
+        num_negatives=0,
+        negatives="first",
+        packed=True,
+        pad_id=tokenizer.token_id("[PAD]"),
+        seed=0,
+    )
+    epoch = iter(range(10**6))
+
+    def ours() -> int:
+        begin = next(epoch) * steps
+        return sum(batches(step).num_tokens for step in range(begin, begin + steps))
+
+    tiny = transformers.BertConfig(
+        vocab_size=30528,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=16,
+    )
+    transformers.BertModel(tiny).save_pretrained(work / "tiny")
+    transformers.AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(
+        work / "tiny"
+    )
+    body = models.Transformer(str(work / "tiny"), max_seq_length=LENGTH)
+    model = SentenceTransformer(
+        modules=[body, models.Pooling(body.get_embedding_dimension())]
+    )
+    rows = datasets.Dataset.from_dict(
+        {
+            "anchor": [pair.query for pair in source.pairs],
+            "positive": [pair.document for pair in source.pairs],
+        }
+    )
+    loader = torch.utils.data.DataLoader(
+        rows,
+        batch_size=BATCH,
+        shuffle=True,
+        drop_last=True,
+        collate_fn=SentenceTransformerDataCollator(
+            model.preprocess, prompts={"anchor": QUERY, "positive": DOCUMENT}
+        ),
+    )
+
+    def theirs() -> int:
+        return sum(
+            int(batch[f"{side}_attention_mask"].sum())
+            for batch in loader
+            for side in ("anchor", "positive")
+        )
+
+    a, b, ratio = beside(ours, theirs, rounds=rounds)
+    return (
+        f"| serve contrastive batches, M tokens/s a core | {a / 1e6:.2f} | "
+        f"{b / 1e6:.3f} (sentence-transformers) | {ratio:.1f} |"
+    )
+
+
+def measure_padding(
+    sources: Sequence[PairSource], tokenizer_folder: Path, work: Path
+) -> list[str]:
+    """Count columns of an epoch's batches, packed and in the two usual ways."""
+    tokenizer = TextTokenizer.from_folder(tokenizer_folder)
+    lines = [
+        "| source | packed | pad to the batch's longest | sorted into buckets | "
+        "shapes |",
+        "|---|---|---|---|---|",
+    ]
+    total = np.zeros(4)
+    for source in sources:
+        out = work / f"padding-{source.name}"
+        prepare_store(source, rule(), tokenizer, out, workers=1, progress=False)
+        store = Store.open(out)
+        schedule = Schedule.over({source.name: len(store)}, batch_size=BATCH, seed=0)
+        batches = PairBatches(
+            {source.name: store},
+            schedule,
+            query_length=LENGTH,
+            document_length=LENGTH,
+            num_negatives=0,
+            negatives="first",
+            packed=True,
+            pad_id=tokenizer.token_id("[PAD]"),
+            seed=0,
+        )
+        counted, shapes = np.zeros(4), set()
+        for step in range(schedule.steps_per_epoch):
+            batch = batches(step)
+            sides = (batch.arrays.query, batch.arrays.document)
+            shapes.add(tuple(side.tokens.ids.shape for side in sides))
+            lengths = store.lengths(schedule.at(step)[1])
+            longest = lengths.max(axis=0).sum() * BATCH
+            counted += (batch.num_tokens, batch.num_columns, longest, 0)
+        # Texts sorted by length, then cut into batches padded to a bucket.
+        used = np.concatenate(
+            [schedule.at(step)[1] for step in range(schedule.steps_per_epoch)]
+        )
+        for side in store.lengths(used).T:
+            in_order = np.sort(side).reshape(-1, BATCH)
+            counted[3] += (
+                sum(min(bucket(int(n)), LENGTH) for n in in_order[:, -1]) * BATCH
+            )
+        total += counted
+        lines.append(_padding_line(source.name, counted, len(shapes)))
+    lines.append(_padding_line("all", total, None))
+    return lines
+
+
+def _padding_line(name: str, counted: np.ndarray, shapes: int | None) -> str:
+    shares = " | ".join(f"{1 - counted[0] / columns:.1%}" for columns in counted[1:])
+    return f"| {name} | {shares} | {'' if shapes is None else shapes} |"
+
+
+# Run in a process of its own, whose memory is then the store's alone.
+OPEN_AND_JUMP = """
+import json, resource, sys, time
+import numpy as np
+from nomic_jax.data.schedule import Schedule
+from nomic_jax.store.store import Store
+
+def memory():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+before = memory()
+began = time.perf_counter()
+store = Store.open(sys.argv[1])
+opened = time.perf_counter() - began
+schedule = Schedule.over({store.name: len(store)}, batch_size=256, seed=0)
+began = time.perf_counter()
+_, records = schedule.at(123_456_789)
+texts = store.read(records)
+lengths = store.lengths(records)
+jumped = time.perf_counter() - began
+assert [[len(t) for t in pair] for pair in texts] == lengths.tolist()
+print(json.dumps([len(store), opened, jumped, memory() - before]))
+"""
+
+
+def measure_large(
+    counts: Sequence[int], tokenizer: TextTokenizer, work: Path
+) -> list[str]:
+    """Open stores written by prepare's own writer, and jump to a far step of each."""
+    lines = ["| records | open | jump and read 256 | memory |", "|---|---|---|---|"]
+    measured = []
+    for count in counts:
+        folder = work / f"large-{count}"
+        write_large(count, tokenizer, folder)
+        rounds = []
+        for _ in range(3):
+            result = subprocess.run(
+                [sys.executable, "-c", OPEN_AND_JUMP, str(folder)],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            rounds.append(json.loads(result.stdout)[1:])
+        opened, jumped, memory = (
+            statistics.median(values) for values in zip(*rounds, strict=True)
+        )
+        measured.append((count, opened, jumped, memory))
+        lines.append(_large_line(f"{count:,}", opened, jumped, memory))
+        shutil.rmtree(folder)
+    (count_a, *a), (count_b, *b) = measured[-2:]
+    beyond = [
+        y + (y - x) / (count_b - count_a) * (LARGE - count_b)
+        for x, y in zip(a, b, strict=True)
+    ]
+    if count_b < LARGE:
+        lines.append(_large_line(f"{LARGE:,} (linear from the two above)", *beyond))
+    return lines
+
+
+def _large_line(name: str, opened: float, jumped: float, memory: float) -> str:
+    return (
+        f"| {name} | {opened * 1e3:.0f} ms | {jumped * 1e3:.0f} ms | "
+        f"{memory / 1e6:.0f} MB |"
+    )
+
+
+def write_large(count: int, tokenizer: TextTokenizer, folder: Path) -> None:
+    """Write a store of short made-up pairs, shard by shard, as prepare does."""
+    random = np.random.default_rng(0)
+    dtype = "uint16"
+    few = [
+        encode_record(
+            [
+                random.integers(5, tokenizer.size, size=size).astype(np.uint16)
+                for size in random.integers(3, 12, size=2)
+            ],
+            dtype,
+        )
+        for _ in range(4096)
+    ]
+    total = -(-count // RECORDS_PER_SHARD)
+    shards = []
+    for index in range(total):
+        here = min(RECORDS_PER_SHARD, count - index * RECORDS_PER_SHARD)
+        records = itertools.islice(itertools.cycle(few), here)
+        name = shard_name(index, total)
+        shards.append(
+            write_shard(records, str(folder), name, texts_per_record=2, dtype=dtype)
+        )
+    write_manifest(
+        str(folder),
+        Manifest(
+            name="large",
+            kind="pairs",
+            rule=dataclasses.asdict(rule()),
+            texts_per_record=2,
+            tokenizer_digest=tokenizer.digest,
+            vocab_size=tokenizer.size,
+            dtype=dtype,
+            source_fingerprint="made up",
+            input_rows=count,
+            rows_per_shard=RECORDS_PER_SHARD,
+            records=count,
+            counts={},
+            shards=tuple(shards),
+        ),
+    )
+
+
+def environment() -> list[str]:
+    """Name the machine and the libraries."""
+    from importlib.metadata import version
+
+    names = ("numpy", "grain", "array-record", "tokenizers", "datasets", "torch")
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    libraries = ", ".join(f"{name} {version(name)}" for name in names)
+    return [
+        f"{cpu}, {os.cpu_count()} cores; Python {platform.python_version()}; "
+        f"{libraries}, sentence-transformers {version('sentence-transformers')}",
+    ]
+
+
+def main() -> None:
+    """Measure what was asked for and print Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=Path, required=True, help="*.jsonl.gz of pairs")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="its folder")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--limit", type=int, default=4000, help="pairs of each source, to time"
+    )
+    parser.add_argument(
+        "--records", type=int, nargs="*", default=[10**6, 10**7], help="of large stores"
+    )
+    options = parser.parse_args()
+    sources = [read_pairs(path) for path in sorted(options.pairs.glob("*.jsonl.gz"))]
+    mixed = PairSource(
+        "mixed",
+        [pair for source in sources for pair in source.pairs[: options.limit]],
+        QUERY,
+        DOCUMENT,
+    )
+    tokenizer = TextTokenizer.from_folder(options.tokenizer)
+    print(*environment(), sep="\n")
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        print(f"\n{len(mixed)} pairs, {options.rounds} rounds, medians:\n")
+        print("| | nomic_jax | beside it | ratio |\n|---|---|---|---|")
+        for measure in (measure_prepare, measure_serve):
+            print(measure(mixed, options.tokenizer, work, options.rounds), flush=True)
+        print(f"\nPadding, batches of {BATCH} pairs, texts to {LENGTH} tokens:\n")
+        print(*measure_padding(sources, options.tokenizer, work), sep="\n", flush=True)
+        if len(options.records) > 1:
+            print()
+            print(*measure_large(options.records, tokenizer, work), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""What a run leaves at its end: the exported model and the report.
+
+DIR/model/   DIR/report.html
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from nomic_jax.checkpoints.folder import save_model
+from nomic_jax.config import EmbeddingConfig
+from nomic_jax.embedder import Embedder
+from nomic_jax.evaluation.bm25 import evaluate_bm25
+from nomic_jax.evaluation.retrieval import rank, task_from_pairs
+from nomic_jax.model.encoder import NomicBert
+from nomic_jax.report import EvaluationRow, Example, Hit, StageCurve, write_report
+from nomic_jax.sources.pairs import PairSource
+from nomic_jax.tokenizer import TextTokenizer
+from nomic_jax.training.run_folder import read_metrics
+from nomic_jax.verify import FINGERPRINT, write_fingerprint
+
+EXAMPLES_PER_SOURCE = 4  # queries whose results the report shows
+HITS = 3  # documents shown for each
+
+
+@dataclasses.dataclass(frozen=True)
+class Carried:
+    """What a stage hands to the next."""
+
+    tokenizer: TextTokenizer
+    held_out: tuple[PairSource, ...]  # what the model is measured on
+    model: NomicBert | None = None
+    rows: tuple[EvaluationRow, ...] = ()  # one for each state of the model
+
+    @property
+    def embedder(self) -> Embedder:
+        """The model so far, with v1's conventions, at the length it is trained for."""
+        assert self.model is not None, "check_stages puts a training stage first"
+        length = self.model.config.trained_positions
+        config = EmbeddingConfig(pooling="mean", layer_norm=False, max_length=length)
+        return Embedder(self.model, self.tokenizer, config)
+
+
+def finish(
+    carried: Carried, stage_names: Sequence[str], out: Path
+) -> list[EvaluationRow]:
+    """Export the model, write the report, and return its table."""
+    embedder = carried.embedder
+    if not (out / "model").exists():
+        save_model(
+            embedder.model,
+            embedder.model.config,
+            embedder.config,
+            embedder.tokenizer,
+            out / "model",
+        )
+    if not (out / "model" / FINGERPRINT).exists():
+        write_fingerprint(embedder, out / "model")
+    rows = list(carried.rows)
+    if carried.held_out:
+        bm25 = {
+            source.name: evaluate_bm25(task_from_pairs(source.name, source.pairs))
+            for source in carried.held_out
+        }
+        rows.append(EvaluationRow("BM25", bm25))
+    write_report(
+        out / "report.html",
+        title=f"{out.name}: {', '.join(stage_names)}",
+        curves=_curves(stage_names, out),
+        rows=rows,
+        examples=_examples(carried),
+        facts=_facts(carried),
+    )
+    return rows
+
+
+def _curves(stage_names: Sequence[str], out: Path) -> list[StageCurve]:
+    curves = []
+    for name in stage_names:
+        path = out / name / "metrics.jsonl"
+        if path.is_file():
+            lines = read_metrics(path)
+            values = {
+                key: [line[key] for line in lines]
+                for key in ("step", "loss", "learning_rate")
+            }
+            curves.append(StageCurve(name, *values.values()))
+    return curves
+
+
+def _examples(carried: Carried) -> list[Example]:
+    """Search the held-out documents with a few queries, evenly spaced."""
+    examples = []
+    embedder = carried.embedder
+    for source in carried.held_out:
+        task = task_from_pairs(source.name, source.pairs)
+        stride = max(1, len(task.queries) // EXAMPLES_PER_SOURCE)
+        picked = range(0, len(task.queries), stride)[:EXAMPLES_PER_SOURCE]
+        few = dataclasses.replace(
+            task,
+            queries=[task.queries[i] for i in picked],
+            relevant=[task.relevant[i] for i in picked],
+        )
+        ranking = rank(
+            few, *embedder.encoders(source.query_prefix, source.document_prefix)
+        )
+        for row, query in enumerate(few.queries):
+            answers = few.relevant[row]
+            answer = task.documents[answers[0]]
+            best = zip(ranking.scores[row], ranking.documents[row], strict=True)
+            hits = [
+                Hit(task.documents[int(i)], float(score), int(i) in answers)
+                for score, i in itertools.islice(best, HITS)
+            ]
+            examples.append(Example(query, answer, {"trained model": hits}))
+    return examples
+
+
+def _facts(carried: Carried) -> dict[str, str]:
+    import jax
+
+    config = carried.embedder.model.config
+    size = sum(leaf.size for leaf in jax.tree.leaves(carried.model))
+    return {
+        "model": f"{config.num_layers} layers of width {config.width}, "
+        f"{size / 1e6:.1f} M parameters, {config.vocab_size} tokens",
+        "held out": ", ".join(
+            f"{source.name}: {len(source)} pairs" for source in carried.held_out
+        ),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }

@@ -1,0 +1,1 @@
+"""Where text comes from: every kind of file or data set behind one protocol."""

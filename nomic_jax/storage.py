@@ -1,0 +1,172 @@
+"""Files that may lie anywhere: a local path, or a URL of gs://, s3:// or another store.
+
+A file appears whole or not at all. Locally it is written beside its place and moved;
+an object store shows an object only when its upload is complete.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from nomic_jax.whole_file import whole_file
+
+
+def is_remote(url: str | Path) -> bool:
+    """Say whether a place is a URL of another system than the local files."""
+    return "://" in str(url) and not str(url).startswith("file://")
+
+
+def local_path(url: str | Path) -> Path:
+    """Return the path of a local place, given with or without `file://`.
+
+    Raises:
+        ValueError: the place is a URL of another system.
+    """
+    if is_remote(url):
+        raise ValueError(f"{url} is no local path")
+    return Path(str(url).removeprefix("file://"))
+
+
+def join(folder: str | Path, *names: str) -> str:
+    """Return the place of a file in a folder, local or not."""
+    if is_remote(folder):
+        return "/".join([str(folder).rstrip("/"), *names])
+    return str(local_path(folder).joinpath(*names))
+
+
+def name_of(url: str | Path) -> str:
+    """Return the last part of a place."""
+    return PurePosixPath(str(url).rstrip("/")).name
+
+
+def exists(url: str | Path) -> bool:
+    """Say whether there is a file or folder."""
+    if not is_remote(url):
+        return local_path(url).exists()
+    filesystem, path = _remote(url)
+    return filesystem.exists(path)
+
+
+def size(url: str | Path) -> int:
+    """Return a file's bytes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not is_remote(url):
+        return local_path(url).stat().st_size
+    filesystem, path = _remote(url)
+    return int(filesystem.size(path) or 0)
+
+
+def read_bytes(url: str | Path) -> bytes:
+    """Read a whole file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not is_remote(url):
+        return local_path(url).read_bytes()
+    filesystem, path = _remote(url)
+    return filesystem.cat_file(path)
+
+
+def read_json(url: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON, which is said with its place.
+    """
+    try:
+        return json.loads(read_bytes(url))
+    except ValueError as error:
+        raise ValueError(f"{url} is not JSON: {error}") from error
+
+
+def write_json(url: str | Path, value: Any) -> None:
+    """Write a value as indented JSON; a folder that is missing is made."""
+    write_bytes(url, f"{json.dumps(value, indent=2, ensure_ascii=False)}\n".encode())
+
+
+def write_bytes(url: str | Path, content: bytes) -> None:
+    """Write a whole file; a folder that is missing is made."""
+    if is_remote(url):
+        filesystem, path = _remote(url)
+        filesystem.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
+        filesystem.pipe_file(path, content)
+        return
+    place = local_path(url)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(place) as file:
+        file.write(content)
+
+
+def publish(finished: Path, url: str | Path) -> None:
+    """Move a finished local file to its place, which never holds a part of it."""
+    if is_remote(url):
+        filesystem, path = _remote(url)
+        filesystem.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
+        filesystem.put_file(str(finished), path)
+        finished.unlink()
+        return
+    place = local_path(url)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if finished.parent == place.parent:
+        os.replace(finished, place)
+        return
+    # Another file system may hold it: copied beside its place first.
+    with whole_file(place) as target, finished.open("rb") as file:
+        shutil.copyfileobj(file, target)
+    finished.unlink()
+
+
+def local_copy(url: str | Path, *, checksum: str) -> Path:
+    """Return a local file with a place's content, fetched once if it is remote.
+
+    Copies are kept by checksum in `nomic_jax/files` under the user's cache folder
+    (`XDG_CACHE_HOME`), so equal files are fetched once and a changed one anew.
+
+    Args:
+        url: the file; a local one is returned as it is.
+        checksum: as `checksum_of` gives; what is fetched must have it.
+
+    Raises:
+        ValueError: what was fetched has another checksum.
+    """
+    if not is_remote(url):
+        return local_path(url)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    kept = cache / "nomic_jax" / "files" / f"{checksum}-{name_of(url)}"
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        filesystem, path = _remote(url)
+        fetched = kept.with_name(f".{kept.name}.{os.getpid()}.partial")
+        try:
+            filesystem.get_file(path, str(fetched))
+            if (found := checksum_of(fetched)) != checksum:
+                raise ValueError(
+                    f"{url} has checksum {found}, its manifest says {checksum}: the "
+                    "file was changed or cut; prepare it again"
+                )
+            os.replace(fetched, kept)
+        finally:
+            fetched.unlink(missing_ok=True)
+    return kept
+
+
+def checksum_of(path: Path) -> str:
+    """Return the BLAKE2b digest of a local file, in 32 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(
+            file, lambda: hashlib.blake2b(digest_size=16)
+        ).hexdigest()
+
+
+def _remote(url: str | Path) -> tuple[Any, str]:
+    import fsspec.core
+
+    return fsspec.core.url_to_fs(str(url))

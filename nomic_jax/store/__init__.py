@@ -1,0 +1,1 @@
+"""Token stores: text tokenised once, in shards that are read at random."""

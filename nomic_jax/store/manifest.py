@@ -1,0 +1,151 @@
+"""A store's manifest: what was made of which source by which rule, and its files."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from nomic_jax import storage
+from nomic_jax.config import JsonConfig
+from nomic_jax.store.record import Dtype
+from nomic_jax.store.rules import Kind
+
+FORMAT = 1  # of the store's folder; a reader refuses any other
+MANIFEST = "manifest.json"  # written last: a folder without it is no store yet
+PREPARATION = "preparation.json"  # there while the store is being made
+
+
+def shard_name(index: int, count: int) -> str:
+    """Return the name that a shard's files begin with."""
+    return f"shard-{index:05d}-of-{count:05d}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preparation(JsonConfig):
+    """All that a store's bytes depend on."""
+
+    name: str  # of the source
+    kind: Kind
+    rule: dict[str, Any]  # the fields of its PairRule or RowRule
+    texts_per_record: int  # pairs: 2 and the stored negatives; rows: 0
+    tokenizer_digest: str
+    vocab_size: int  # tokens
+    dtype: Dtype  # of the stored ids
+    source_fingerprint: str
+    input_rows: int  # of the source
+    rows_per_shard: int  # of the source that become one shard
+
+    @property
+    def num_shards(self) -> int:
+        """Return how many ranges the source has."""
+        return -(-self.input_rows // self.rows_per_shard)
+
+    @property
+    def digest(self) -> str:
+        """BLAKE2b of the fields, in 32 hex digits."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shard(JsonConfig):
+    """One file of records, and beside it, of pairs, one of their texts' lengths."""
+
+    file: str  # *.array_record
+    records: int
+    bytes: int
+    checksum: str  # BLAKE2b
+    lengths_bytes: int  # of `lengths_file`; 0: there is none
+    lengths_checksum: str
+    distinct: int  # different documents, or rows, among the records
+    first: str  # BLAKE2b of the first one
+
+    @property
+    def lengths_file(self) -> str:
+        """Name of the file of lengths, int32 [records, texts_per_record]."""
+        return self.file.removesuffix(".array_record") + ".lengths.npy"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest(Preparation):
+    """A finished store."""
+
+    records: int
+    counts: dict[str, int]  # over all shards, as `tokenize_range` counts them
+    shards: tuple[Shard, ...]
+
+    @property
+    def preparation(self) -> Preparation:
+        """Return what it was made of."""
+        fields = dataclasses.fields(Preparation)
+        return Preparation(**{f.name: getattr(self, f.name) for f in fields})
+
+
+def read_manifest(folder: str) -> Manifest:
+    """Read a store's manifest.
+
+    Raises:
+        ValueError: there is none, it is of another format, or its parts disagree.
+    """
+    url = storage.join(folder, MANIFEST)
+    try:
+        value = storage.read_json(url)
+    except FileNotFoundError:
+        raise ValueError(_why_none(folder)) from None
+    found = value.pop("format", None) if isinstance(value, dict) else None
+    if found != FORMAT:
+        raise ValueError(
+            f"{url} is of format {found}, this version reads format {FORMAT}: prepare "
+            "the store again, or use the version that wrote it"
+        )
+    try:
+        shards = tuple(Shard.from_json(shard) for shard in value.pop("shards", ()))
+        manifest = Manifest.from_json({**value, "shards": shards})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{url}: {error}; prepare the store again") from error
+    total = sum(shard.records for shard in manifest.shards)
+    if total != manifest.records:
+        raise ValueError(
+            f"{url} says {manifest.records} records, its {len(manifest.shards)} shards "
+            f"together {total}: it was changed; prepare the store again"
+        )
+    return manifest
+
+
+def write_manifest(folder: str, manifest: Manifest) -> None:
+    """Write a finished store's manifest."""
+    storage.write_json(
+        storage.join(folder, MANIFEST), {"format": FORMAT, **manifest.to_json()}
+    )
+
+
+def check_same(found: Preparation, wanted: Preparation, place: str) -> None:
+    """Refuse to go on with what another preparation left.
+
+    Raises:
+        ValueError: a field differs; each is named with both its values.
+    """
+    mine, theirs = wanted.to_json(), found.to_json()
+    for parts in (mine, theirs):
+        parts.update({f"rule.{k}": v for k, v in parts.pop("rule").items()})
+    differing = [
+        f"{name} is {theirs.get(name)!r} there and {mine.get(name)!r} here"
+        for name in dict.fromkeys((*mine, *theirs))
+        if mine.get(name) != theirs.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{place} holds another preparation: {'; '.join(differing)}; give another "
+            "folder, or delete this one"
+        )
+
+
+def _why_none(folder: str) -> str:
+    if storage.exists(storage.join(folder, PREPARATION)):
+        return (
+            f"{folder} holds an unfinished preparation, without {MANIFEST}: run the "
+            "same prepare command again, it goes on where it stopped"
+        )
+    if storage.exists(storage.join(folder, "stores.json")):
+        return f"{folder} holds several stores; give the folder of one of them"
+    return f"{folder} holds no store: there is no {MANIFEST}; prepare it first"

@@ -1,0 +1,231 @@
+"""Sources to token stores: once, over several processes, and on after a kill."""
+
+import contextlib
+import functools
+import re
+import tempfile
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+from nomic_jax import storage
+from nomic_jax.sources.source import Source
+from nomic_jax.store.finish import finish, forget
+from nomic_jax.store.folder import sizes
+from nomic_jax.store.job import Entry, Job, begin, finished, make_shard, plan, sweep
+from nomic_jax.store.manifest import MANIFEST, Manifest, check_same
+from nomic_jax.store.processes import Report, run_tasks
+from nomic_jax.store.rules import Rule
+from nomic_jax.store.shard import is_full
+from nomic_jax.store.store import STORES, Store
+from nomic_jax.tokenizer import TextTokenizer
+
+TOKENIZER = "tokenizer.json"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+def prepare_store(
+    source: Source,
+    rule: Rule,
+    tokenizer: TextTokenizer | str | Path,
+    out_url: str | Path,
+    *,
+    workers: int = 1,
+    records_per_shard: int | None = None,
+    progress: bool = True,
+) -> Manifest:
+    """Tokenise a source into a store, or go on where the same call was stopped.
+
+    The store's bytes do not depend on `workers`, nor on how often it was stopped.
+
+    Args:
+        source: rows of text.
+        rule: how they become records.
+        tokenizer: or the folder that holds one.
+        out_url: the store's folder, local or at a URL.
+        workers: processes.
+        records_per_shard: rows of a source of pairs that become one shard; None:
+            about a sixteenth of them. Rows of documents have ranges in their rule.
+        progress: show rate and time left.
+
+    Returns:
+        The manifest. That of a store which is there already, once it was verified.
+
+    Raises:
+        ValueError: a row is not as the rule needs it, the source is empty or always the
+            same, the disk is full, or the folder holds something else.
+    """
+    if workers < 1:
+        raise ValueError(f"workers={workers} must be at least 1")
+    job = planned(source, rule, tokenizer, out_url, records_per_shard=records_per_shard)
+    if done := already_there(job):
+        return done
+    begin(job)
+    entries = finished(job)
+    missing = [i for i in range(job.preparation.num_shards) if i not in entries]
+    with contextlib.closing(_entries(job, entries, missing, workers, progress)) as made:
+        for index, entry in made:
+            entries[index] = entry
+    return finish(job, entries)
+
+
+def prepare_collection(
+    named_sources: Sequence[tuple[Source, Rule]],
+    tokenizer: TextTokenizer | str | Path,
+    out_url: str | Path,
+    *,
+    workers: int = 1,
+    records_per_shard: int | None = None,
+    progress: bool = True,
+) -> dict[str, Manifest]:
+    """Make a store of each source, in folders by their names, with one tokenizer.
+
+    Args:
+        named_sources: each with the rule of its records.
+        tokenizer: of all; it is written beside the stores.
+        out_url: the collection's folder, local or at a URL.
+        workers: as for `prepare_store`.
+        records_per_shard: as for `prepare_store`.
+        progress: as for `prepare_store`.
+
+    Raises:
+        ValueError: as `prepare_store`; or two sources share a name, a name is no name
+            of a folder, or the collection has another tokenizer.
+    """
+    if not named_sources:
+        raise ValueError("no source is given; a collection needs at least one")
+    names = [source.name for source, _ in named_sources]
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"source name {name!r} cannot name a folder: use letters, digits, "
+                "- _ and dots, and begin with none of - and ."
+            )
+        if names.count(name) > 1:
+            raise ValueError(
+                f"{names.count(name)} sources are named {name!r}: each needs a name "
+                "of its own"
+            )
+    tokenizer = _loaded(tokenizer)
+    _check_tokenizer(tokenizer, out_url)
+    manifests = {
+        source.name: prepare_store(
+            source,
+            rule,
+            tokenizer,
+            storage.join(out_url, source.name),
+            workers=workers,
+            records_per_shard=records_per_shard,
+            progress=progress,
+        )
+        for source, rule in named_sources
+    }
+    try:
+        _write_tokenizer(tokenizer, out_url)
+        storage.write_json(storage.join(out_url, STORES), {"stores": names})
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise ValueError(
+            f"{out_url}: no space is left on the disk for {TOKENIZER} and {STORES}; "
+            "the stores are kept: make room and run the same command again"
+        ) from error
+    return manifests
+
+
+def planned(
+    source: Source,
+    rule: Rule,
+    tokenizer: TextTokenizer | str | Path,
+    out_url: str | Path,
+    *,
+    records_per_shard: int | None,
+) -> Job:
+    """Plan a store's shards from what a user gives.
+
+    Raises:
+        ValueError: the source or the tokenizer is missing.
+    """
+    if records_per_shard is not None and records_per_shard < 1:
+        raise ValueError(f"records_per_shard={records_per_shard} must be at least 1")
+    return plan(
+        source,
+        rule,
+        _loaded(tokenizer),
+        str(out_url),
+        records_per_shard=records_per_shard,
+    )
+
+
+def already_there(job: Job) -> Manifest | None:
+    """Verify the store that a job is to make, if it is finished.
+
+    Raises:
+        ValueError: it is another one, or a file of it was changed.
+    """
+    if MANIFEST not in sizes(job.folder):
+        return None
+    store = Store.open(job.folder)
+    check_same(store.manifest.preparation, job.preparation, job.folder)
+    store.verify()
+    forget(job)
+    return store.manifest
+
+
+def _entries(
+    job: Job, done: dict[int, Entry], missing: list[int], workers: int, progress: bool
+) -> Generator[tuple[int, Entry], None, None]:
+    import tqdm
+
+    read = sum(entry.counts["input_rows"] for entry in done.values())
+    tokens = 0
+    with (
+        # Called last, when the processes have stopped.
+        contextlib.ExitStack() as stack,
+        tqdm.tqdm(
+            desc=job.preparation.name,
+            total=job.preparation.input_rows,
+            initial=read,
+            unit=" rows",
+            disable=not progress,
+        ) as bar,
+    ):
+        stack.callback(sweep, job)
+        results = run_tasks(
+            functools.partial(_made, job), missing, workers=workers, report=bar.update
+        )
+        with contextlib.closing(results):
+            for index, entry in results:
+                tokens += entry.counts["tokens"]
+                bar.set_postfix_str(f"{tokens:,} tokens")
+                yield index, entry
+
+
+def _made(job: Job, index: int, report: Report) -> tuple[int, Entry]:
+    return index, make_shard(job, index, report)
+
+
+def _loaded(tokenizer: TextTokenizer | str | Path) -> TextTokenizer:
+    if isinstance(tokenizer, TextTokenizer):
+        return tokenizer
+    return TextTokenizer.from_folder(Path(tokenizer))
+
+
+def _write_tokenizer(tokenizer: TextTokenizer, out_url: str | Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        for path in sorted(Path(folder).iterdir()):
+            storage.write_bytes(storage.join(out_url, path.name), path.read_bytes())
+
+
+def _check_tokenizer(tokenizer: TextTokenizer, folder: str | Path) -> None:
+    place = storage.join(folder, TOKENIZER)
+    if not storage.exists(place):
+        return
+    import json
+
+    there = TextTokenizer.from_json(json.dumps(storage.read_json(place)))
+    if there.digest != tokenizer.digest:
+        raise ValueError(
+            f"{place} has digest {there.digest}, the tokenizer given {tokenizer.digest}"
+            ": give the same, or another folder"
+        )

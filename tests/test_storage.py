@@ -1,0 +1,107 @@
+import hashlib
+import json
+
+import fsspec
+import pytest
+
+from nomic_jax import storage
+
+CONTENT = b"some bytes\n" * 1000
+
+
+@pytest.fixture(params=["local", "file", "memory"])
+def folder(request, tmp_path):
+    """The same folder as a path, a file:// URL and in another file system."""
+    if request.param == "memory":
+        yield f"memory://{tmp_path.name}"
+        fsspec.filesystem("memory").store.clear()
+    else:
+        yield str(tmp_path) if request.param == "local" else f"file://{tmp_path}"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def finished(tmp_path, content=CONTENT):
+    path = tmp_path / "finished.bin"
+    path.write_bytes(content)
+    return path
+
+
+def test_what_is_published_can_be_read_back_and_has_moved(folder, tmp_path):
+    path = finished(tmp_path)
+    url = storage.join(folder, "deep", "er", "shard.bin")
+    assert not storage.exists(url)
+    checksum = storage.checksum_of(path)
+    storage.publish(path, url)
+    assert not path.exists()
+    assert storage.exists(url) and storage.size(url) == len(CONTENT)
+    assert storage.local_copy(url, checksum=checksum).read_bytes() == CONTENT
+
+
+def test_json_goes_there_and_back(folder):
+    url = storage.join(folder, "sub", "value.json")
+    value = {"name": "größe", "sizes": [1, 2]}
+    storage.write_json(url, value)
+    assert storage.read_json(url) == value
+    assert storage.name_of(url) == "value.json"
+
+
+def test_what_is_no_json_is_named(folder):
+    url = storage.join(folder, "value.json")
+    storage.write_bytes(url, b"{half")
+    with pytest.raises(ValueError, match="value.json is not JSON"):
+        storage.read_json(url)
+
+
+def test_a_missing_file_is_a_missing_file_everywhere(folder):
+    for function in (storage.size, storage.read_json):
+        with pytest.raises(FileNotFoundError):
+            function(storage.join(folder, "gone.json"))
+
+
+def test_a_remote_file_is_fetched_once(tmp_path, cache):
+    url = f"memory://{tmp_path.name}/x.bin"
+    storage.write_bytes(url, CONTENT)
+    checksum = hashlib.blake2b(CONTENT, digest_size=16).hexdigest()
+    first = storage.local_copy(url, checksum=checksum)
+    assert cache in first.parents
+    fsspec.filesystem("memory").rm(url)
+    assert storage.local_copy(url, checksum=checksum) == first
+
+
+def test_a_remote_file_of_another_checksum_is_refused_and_not_kept(tmp_path, cache):
+    url = f"memory://{tmp_path.name}/x.bin"
+    storage.write_bytes(url, CONTENT[:-1])
+    with pytest.raises(ValueError, match="x.bin has checksum .* changed or cut"):
+        storage.local_copy(url, checksum="0" * 32)
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+def test_publishing_to_another_file_system_never_shows_a_part(tmp_path, monkeypatch):
+    path = finished(tmp_path)
+    target = tmp_path / "store" / "shard.bin"
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage.shutil, "copyfileobj", full)
+    with pytest.raises(OSError, match="No space"):
+        storage.publish(path, target)
+    assert list(target.parent.iterdir()) == [] and path.exists()
+
+
+def test_a_remote_place_is_no_local_path():
+    assert storage.is_remote("gs://bucket/x") and not storage.is_remote("file:///x")
+    with pytest.raises(ValueError, match="gs://bucket/x is no local path"):
+        storage.local_path("gs://bucket/x")
+
+
+def test_json_is_utf_8_and_readable(tmp_path):
+    storage.write_json(tmp_path / "value.json", {"näme": [1, None]})
+    data = (tmp_path / "value.json").read_bytes()
+    assert "näme".encode() in data and data.endswith(b"\n")
+    assert json.loads(data) == {"näme": [1, None]}
