@@ -173,7 +173,6 @@ def measure_serve(
         document_length=LENGTH,
         num_negatives=0,
         negatives="first",
-        packed=True,
         pad_id=tokenizer.token_id("[PAD]"),
         seed=0,
     )
@@ -251,15 +250,13 @@ def measure_padding(
             document_length=LENGTH,
             num_negatives=0,
             negatives="first",
-            packed=True,
             pad_id=tokenizer.token_id("[PAD]"),
             seed=0,
         )
         counted, shapes = np.zeros(4), set()
         for step in range(schedule.steps_per_epoch):
             batch = batches(step)
-            sides = (batch.arrays.query, batch.arrays.document)
-            shapes.add(tuple(side.tokens.ids.shape for side in sides))
+            shapes.add(batch.arrays.texts.tokens.ids.shape)
             lengths = store.lengths(schedule.at(step)[1])
             longest = lengths.max(axis=0).sum() * BATCH
             counted += (batch.num_tokens, batch.num_columns, longest, 0)

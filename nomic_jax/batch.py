@@ -5,7 +5,8 @@ Axis letters, in every signature of the project:
     B  rows of a batch          S  columns of a row, in tokens
     D  width of the model       E  dimension of an embedding
     H  attention heads          K  width of a head
-    M  texts of a packed batch  N  masked positions of a row
+    Q  queries of a batch       M  documents of a batch
+    T  texts a row has room for N  masked positions of a row
     V  vocabulary               L  layers
 """
 
@@ -88,31 +89,30 @@ class MlmBatch:
 @as_pytree
 @dataclasses.dataclass(frozen=True)
 class PackedTexts:
-    """Texts in rows that hold up to K of them each, and where each text went.
+    """Texts in rows that have room for T of them each.
 
-    Slot `k` of row `r` is the segment of id `k + 1` there; it has number `r * K + k`.
-    Texts in rows of their own are the case K = 1.
+    Slot `t` of row `r` is the segment of id `t + 1` there; it has number `r * T + t`.
+    Texts in rows of their own are the case T = 1.
     """
 
     tokens: Tokens
-    slot_lengths: Int[Array | np.ndarray, "B K"]  # tokens of each slot's text, or 0
-    slots: Int[Array | np.ndarray, "M"]  # the number of the slot that holds each text
+    slot_lengths: Int[Array | np.ndarray, "B T"]  # tokens of each slot's text, or 0
 
 
 @as_pytree
 @dataclasses.dataclass(frozen=True)
 class PairBatch:
-    """Queries and their documents, all from one source.
+    """Queries and their documents, all from one source, side by side in the same rows.
 
-    Documents come in groups of `M / Q` for Q queries, the positive first, its hard
-    negatives after: document `i * M / Q` answers query `i`.
+    Documents come in groups of `M / Q`, the positive first, its hard negatives after:
+    document `i * M / Q` answers query `i`.
     """
 
-    query: PackedTexts
-    document: PackedTexts
-    # Two halves of a 64-bit hash of the tokens in each slot of the documents' rows,
-    # equal where they are; by slot, as a host has read the documents of its rows only.
-    document_ids: Int[Array | np.ndarray, "B K 2"]
+    texts: PackedTexts
+    query_slots: Int[Array | np.ndarray, "Q"]  # the number of each query's slot
+    document_slots: Int[Array | np.ndarray, "M"]
+    # Two halves of a 64-bit hash of the document in a slot: equal where its tokens are.
+    document_ids: Int[Array | np.ndarray, "B T 2"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ A file appears whole or not at all. Locally it is written beside its place and m
 an object store shows an object only when its upload is complete.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -60,6 +61,39 @@ def size(url: str | Path) -> int:
         return local_path(url).stat().st_size
     filesystem, path = _remote(url)
     return int(filesystem.size(path) or 0)
+
+
+def sizes(folder: str | Path) -> dict[str, int]:
+    """Return the bytes of each file in a folder by name; a missing one is empty.
+
+    One listing, not a question a file.
+    """
+    if not is_remote(folder):
+        try:
+            with os.scandir(local_path(folder)) as entries:
+                return {e.name: e.stat().st_size for e in entries if e.is_file()}
+        except FileNotFoundError:
+            return {}
+    filesystem, path = _remote(folder)
+    try:
+        entries = filesystem.ls(path, detail=True, refresh=True)
+    except FileNotFoundError:
+        return {}
+    return {
+        name_of(entry["name"]): int(entry["size"] or 0)
+        for entry in entries
+        if entry["type"] == "file"
+    }
+
+
+def remove(url: str | Path) -> None:
+    """Delete a file, which may be gone already."""
+    with contextlib.suppress(FileNotFoundError):
+        if not is_remote(url):
+            local_path(url).unlink()
+            return
+        filesystem, path = _remote(url)
+        filesystem.rm_file(path)
 
 
 def read_bytes(url: str | Path) -> bytes:

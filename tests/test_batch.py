@@ -20,10 +20,12 @@ def tokens(rows=2, columns=5):
     return Tokens(ids, np.ones_like(ids))
 
 
-def texts(rows=2, columns=5):
+def pair_batch(queries=2, documents=4, halves=2):
     """Make rows of one text each."""
-    lengths = np.full((rows, 1), columns, np.int32)
-    return PackedTexts(tokens(rows, columns), lengths, np.arange(rows))
+    rows = queries + documents
+    texts = PackedTexts(tokens(rows), np.full((rows, 1), 5, np.int32))
+    slots = np.split(np.arange(rows), [queries])
+    return PairBatch(texts, *slots, np.zeros((rows, 1, halves), np.int32))
 
 
 def test_positions_and_lengths_are_each_texts_own():
@@ -57,25 +59,25 @@ def test_shapes_are_checked_while_tests_run():
     with pytest.raises(TypeCheckError):
         positions_and_lengths(jnp.ones(3, jnp.int32))
     with pytest.raises(TypeCheckError):
-        PackedTexts(tokens(2), np.ones(2, np.int32), np.arange(2))
+        PackedTexts(tokens(2), np.ones(2, np.int32))
     with pytest.raises(TypeCheckError):  # a hash of one half
-        PairBatch(texts(), texts(), np.zeros((2, 1, 1), np.int32))
+        pair_batch(halves=1)
 
 
 def test_transformations_put_what_they_like_into_a_batch():
-    batch = PairBatch(texts(), texts(4), np.zeros((4, 1, 2), np.int32))
+    batch = pair_batch()
     specs = jax.tree.map(lambda leaf: object(), batch)
-    assert isinstance(specs.document, PackedTexts)
-    assert specs.query.tokens.type_ids is None
+    assert isinstance(specs.texts, PackedTexts)
+    assert specs.texts.tokens.type_ids is None
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), batch)
     total = jax.lax.scan(
-        lambda sum, b: (sum + b.query.tokens.ids.sum(), None), 0, stacked
+        lambda sum, b: (sum + b.texts.tokens.ids.sum(), None), 0, stacked
     )
-    assert total[0] == 3 * batch.query.tokens.ids.sum()
-    assert jax.vmap(lambda b: b.document.tokens.ids.sum())(stacked).shape == (3,)
+    assert total[0] == 3 * batch.texts.tokens.ids.sum()
+    assert jax.vmap(lambda b: b.document_slots.sum())(stacked).shape == (3,)
     shapes = jax.eval_shape(lambda b: b, batch)
-    assert shapes.document.tokens.ids == jax.ShapeDtypeStruct((4, 5), jnp.int32)
-    assert jax.jit(lambda b: b)(batch).query.tokens.ids.shape == (2, 5)
+    assert shapes.texts.tokens.ids == jax.ShapeDtypeStruct((6, 5), jnp.int32)
+    assert jax.jit(lambda b: b)(batch).texts.tokens.ids.shape == (6, 5)
 
 
 def test_a_batch_keeps_its_fields_through_flattening():

@@ -104,12 +104,11 @@ def test_what_is_written_is_read_unchanged_by_the_contrastive_stage(tmp_path):
         schedule,
         num_negatives=3,
         negatives="first",
-        packed=False,
         pad_id=0,
         seed=0,
         **LENGTHS,
     )
-    tokens = batch_at(0).arrays.document.tokens
+    batch = batch_at(0).arrays
     _, records = schedule.at(0)
     texts = [
         text
@@ -118,8 +117,12 @@ def test_what_is_written_is_read_unchanged_by_the_contrastive_stage(tmp_path):
         for text in (pair.document, *pair.negatives)
     ]
     prefixed = ["search_document: " + text for text in texts]
-    for row, ids in enumerate(encoder.tokenizer.encode(prefixed, max_length=16).ids):
-        np.testing.assert_array_equal(tokens.ids[row][tokens.mask[row]], ids)
+    ids = encoder.tokenizer.encode(prefixed, max_length=16).ids
+    tokens, slots = batch.texts.tokens, batch.texts.slot_lengths.shape[1]
+    for number, expected_ids in zip(batch.document_slots, ids, strict=True):
+        row, slot = divmod(int(number), slots)
+        found = tokens.ids[row][tokens.segment_ids[row] == slot + 1]
+        np.testing.assert_array_equal(found, expected_ids)
 
 
 def test_nothing_says_done_where_a_source_cannot_be_mined(tmp_path):

@@ -6,7 +6,6 @@ import pytest
 from nomic_jax.data.packing import (
     COLUMNS_PER_SLOT,
     FINENESS,
-    one_text_a_row,
     pack_texts,
     row_count,
 )
@@ -24,11 +23,8 @@ def draw_texts(lengths):
     return np.split(np.arange(lengths.sum(), dtype=np.uint32), np.cumsum(lengths)[:-1])
 
 
-def plans(lengths, multiple=1):
-    return {
-        "packed": pack_texts(lengths, row_length=64, multiple=multiple),
-        "apart": one_text_a_row(lengths, max_length=64, multiple=multiple),
-    }
+def plan_of(lengths, multiple=1):
+    return pack_texts(lengths, row_length=64, multiple=multiple)
 
 
 def built(plan, texts, rows=None):
@@ -37,18 +33,17 @@ def built(plan, texts, rows=None):
     return plan.lay_out(members, rows, pad_id=PAD)
 
 
-@pytest.mark.parametrize("form", ["packed", "apart"])
 @pytest.mark.parametrize("seed", range(4))
-def test_every_text_stands_whole_in_its_slot_and_nothing_else_does(form, seed):
+def test_every_text_stands_whole_in_its_slot_and_nothing_else_does(seed):
     lengths = draw_lengths(seed)
     texts = draw_texts(lengths)
-    plan = plans(lengths)[form]
+    plan = plan_of(lengths)
     packed = built(plan, texts)
     ids, segment_ids = packed.tokens.ids, packed.tokens.segment_ids
     assert ids.shape == (plan.rows, plan.columns)
     assert packed.slot_lengths.shape == (plan.rows, plan.slots)
-    assert len(np.unique(packed.slots)) == len(texts)
-    for text, number in zip(texts, packed.slots.tolist(), strict=True):
+    assert len(np.unique(plan.slot_numbers)) == len(texts)
+    for text, number in zip(texts, plan.slot_numbers.tolist(), strict=True):
         row, slot = divmod(number, plan.slots)
         columns = np.flatnonzero(segment_ids[row] == slot + 1)
         np.testing.assert_array_equal(ids[row, columns], text)
@@ -61,19 +56,16 @@ def test_every_text_stands_whole_in_its_slot_and_nothing_else_does(form, seed):
     assert (steps >= 0).all() and (segment_ids[: len(set(plan.row)), 0] == 1).all()
 
 
-@pytest.mark.parametrize("form", ["packed", "apart"])
 @pytest.mark.parametrize("parts", [1, 2, 4, 8])
-def test_rows_built_in_parts_are_those_of_the_whole(form, parts):
+def test_rows_built_in_parts_are_those_of_the_whole(parts):
     lengths = draw_lengths(0)
     texts = draw_texts(lengths)
-    plan = plans(lengths, multiple=8)[form]
+    plan = plan_of(lengths, multiple=8)
     whole, share = built(plan, texts), plan.rows // parts
     pieces = [
         built(plan, texts, range(first, first + share))
         for first in range(0, plan.rows, share)
     ]
-    for piece in pieces:
-        np.testing.assert_array_equal(piece.slots, whole.slots)
     joined = np.concatenate([piece.slot_lengths for piece in pieces])
     np.testing.assert_array_equal(joined, whole.slot_lengths)
     for field in ("ids", "segment_ids"):
@@ -111,7 +103,7 @@ def test_a_row_takes_no_more_texts_than_it_has_slots():
 
 def test_a_plan_follows_from_the_lengths_alone():
     lengths = draw_lengths(1)
-    first, second = (plans(lengths.copy())["packed"] for _ in range(2))
+    first, second = (plan_of(lengths.copy()) for _ in range(2))
     for field in dataclasses.fields(first):
         one, other = (getattr(plan, field.name) for plan in (first, second))
         np.testing.assert_array_equal(one, other)
@@ -130,22 +122,14 @@ def test_row_counts_are_few_enough_large_enough_and_whole_multiples(multiple):
         assert len(inside) <= FINENESS
 
 
-def test_texts_apart_are_as_long_as_the_bucket_of_the_longest():
-    assert one_text_a_row(np.array([3, 20]), max_length=512).columns == 24
-    assert one_text_a_row(np.array([3, 20]), max_length=21).columns == 21
-    padded = one_text_a_row(np.array([3, 20, 7]), max_length=512, multiple=4)
-    assert (padded.rows, padded.slots) == (4, 1)
-
-
-@pytest.mark.parametrize("make", ["packed", "apart"])
-def test_lengths_that_fit_no_row_are_refused(make):
+def test_lengths_that_fit_no_row_are_refused():
     for lengths, said in (
         ([3, 65], "text 1 has 65 tokens; a row takes 1 to 64"),
         ([3, 0, 5], "text 1 has 0 tokens"),
         ([], "there are no texts"),
     ):
         with pytest.raises(ValueError, match=said):
-            plans(np.array(lengths, np.int64))[make]
+            plan_of(np.array(lengths, np.int64))
 
 
 def test_texts_of_other_lengths_than_planned_are_refused():

@@ -13,7 +13,6 @@ from nomic_jax.data.schedule import Schedule
 
 BATCH = 16
 POOL = 5  # hard negatives stored with each pair
-both_forms = pytest.mark.parametrize("packed", [True, False])
 
 
 def make(stores=None, *, seed=0, lengths=(12, 40), **changes):
@@ -32,9 +31,14 @@ def make(stores=None, *, seed=0, lengths=(12, 40), **changes):
     return PairBatches({store.name: store for store in stores}, schedule, **settings)
 
 
-def unpacked(texts):
-    """Read the texts of packed rows back, in their order."""
-    rows, slots = np.divmod(texts.slots, texts.slot_lengths.shape[1])
+def unpacked(batch):
+    """Read queries and documents out of their rows, each in their order."""
+    return texts_in(batch, batch.query_slots), texts_in(batch, batch.document_slots)
+
+
+def texts_in(batch, slots):
+    texts = batch.texts
+    rows, slots = np.divmod(slots, texts.slot_lengths.shape[1])
     return [
         tuple(texts.tokens.ids[row][texts.tokens.segment_ids[row] == slot + 1].tolist())
         for row, slot in zip(rows, slots, strict=True)
@@ -46,16 +50,14 @@ def assert_same(batch, other):
         np.testing.assert_array_equal(one, two)
 
 
-@both_forms
-def test_queries_and_their_documents_are_those_of_the_schedule(packed):
-    batches = make(packed=packed)
+def test_queries_and_their_documents_are_those_of_the_schedule():
+    batches = make()
     store = batches.stores["words"]
     for step in range(5):
         batch = batches(step)
         assert batch.source == "words"
         _, records = batches.schedule.at(step)
-        queries = unpacked(batch.arrays.query)
-        documents = unpacked(batch.arrays.document)
+        queries, documents = unpacked(batch.arrays)
         assert len(queries) == BATCH and len(documents) == 3 * BATCH
         for row, record in enumerate(records):
             texts = [tuple(text.tolist()) for text in store.records[record]]
@@ -65,63 +67,58 @@ def test_queries_and_their_documents_are_those_of_the_schedule(packed):
             assert len(set(negatives)) == 2 and set(negatives) <= set(texts[2:])
 
 
-def test_packed_rows_hold_several_texts():
-    batch = make()(0)
-    assert (batch.arrays.document.slot_lengths > 0).sum(axis=1).max() >= 3
-    assert len(batch.arrays.document.tokens.ids) < 3 * BATCH
-    apart = make(packed=False)(0)
-    assert apart.num_tokens == batch.num_tokens
-    assert apart.num_columns > batch.num_columns
+def test_rows_hold_several_texts_of_both_sides():
+    arrays = make()(0).arrays
+    slots = arrays.texts.slot_lengths.shape[1]
+    of_queries, of_documents = (
+        {int(number) // slots for number in numbers}
+        for numbers in (arrays.query_slots, arrays.document_slots)
+    )
+    assert of_queries & of_documents
+    assert (arrays.texts.slot_lengths > 0).sum(axis=1).max() >= 3
+    assert len(arrays.texts.tokens.ids) < 2 * BATCH  # of 4 * BATCH texts
 
 
-@both_forms
-def test_tokens_and_columns_are_counted(packed):
-    batch = make(packed=packed)(3)
-    sides = (batch.arrays.query.tokens, batch.arrays.document.tokens)
-    assert batch.num_tokens == sum(side.mask.sum() for side in sides)
-    assert batch.num_columns == sum(side.ids.size for side in sides)
+def test_tokens_and_columns_are_counted():
+    batch = make()(3)
+    tokens = batch.arrays.texts.tokens
+    assert batch.num_tokens == tokens.mask.sum()
+    assert batch.num_columns == tokens.ids.size
 
 
-@both_forms
 @pytest.mark.parametrize("hosts", [1, 2, 4, 8])
-def test_the_rows_of_all_hosts_make_up_the_one_host_batch(packed, hosts):
-    whole = make(packed=packed, multiple=8)
-    parts = [
-        make(packed=packed, multiple=8, host=host, hosts=hosts) for host in range(hosts)
-    ]
+def test_the_rows_of_all_hosts_make_up_the_one_host_batch(hosts):
+    whole = make(multiple=8)
+    parts = [make(multiple=8, host=host, hosts=hosts) for host in range(hosts)]
     for step in (0, 7):
         expected = whole(step)
         built = [part(step) for part in parts]
         for count in ("num_tokens", "num_columns"):
             assert sum(getattr(b, count) for b in built) == getattr(expected, count)
-        for side in ("query", "document"):
-            one = getattr(expected.arrays, side)
-            many = [getattr(b.arrays, side) for b in built]
-            for part in many:
-                assert len(part.tokens.ids) == len(one.tokens.ids) // hosts
-                np.testing.assert_array_equal(part.slots, one.slots)
-            rows = [(p.tokens, p.slot_lengths) for p in many]
-            joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
-            assert_same(joined, (one.tokens, one.slot_lengths))
-        ids = np.concatenate([b.arrays.document_ids for b in built])
-        np.testing.assert_array_equal(ids, expected.arrays.document_ids)
+        one, many = expected.arrays, [b.arrays for b in built]
+        for part in many:  # every host knows where all texts are
+            assert len(part.texts.tokens.ids) == len(one.texts.tokens.ids) // hosts
+            np.testing.assert_array_equal(part.query_slots, one.query_slots)
+            np.testing.assert_array_equal(part.document_slots, one.document_slots)
+        rows = [(part.texts, part.document_ids) for part in many]
+        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
+        assert_same(joined, (one.texts, one.document_ids))
 
 
 def test_a_host_reads_only_the_records_of_its_rows():
     batches = make(num_negatives=0, multiple=8, host=3, hosts=8)
     store = batches.stores["words"]
     batch = batches(0).arrays
-    texts = sum(int((t.slot_lengths > 0).sum()) for t in (batch.query, batch.document))
+    texts = int((batch.texts.slot_lengths > 0).sum())
     assert 0 < len(store.asked) <= texts < 2 * BATCH
     assert max(Counter(store.asked).values()) == 1
 
 
-@both_forms
 @pytest.mark.parametrize("seed", range(2))
-def test_a_step_after_a_jump_has_the_batch_it_has_in_a_walk(packed, seed):
-    batches = make(packed=packed, seed=seed)
+def test_a_step_after_a_jump_has_the_batch_it_has_in_a_walk(seed):
+    batches = make(seed=seed)
     walked = [batches(step) for step in range(12)]
-    sent = pickle.loads(pickle.dumps(make(packed=packed, seed=seed)))
+    sent = pickle.loads(pickle.dumps(make(seed=seed)))
     for step in (11, 0, 6):
         assert sent(step).source == walked[step].source
         assert_same(sent(step).arrays, walked[step].arrays)
@@ -151,7 +148,8 @@ def test_no_batch_mixes_sources():
     seen = set()
     for step in range(batches.schedule.steps_per_epoch):
         batch = batches(step)
-        found = {*unpacked(batch.arrays.query), *unpacked(batch.arrays.document)}
+        queries, documents = unpacked(batch.arrays)
+        found = {*queries, *documents}
         assert found <= own[batch.source]
         assert not any(found & own[name] for name in own if name != batch.source)
         seen.add(batch.source)
@@ -181,7 +179,7 @@ def test_every_negative_comes_up_equally_often():
 
 def test_the_first_negatives_are_taken_in_order_if_asked_for():
     batches = make(negatives="first")
-    documents = unpacked(batches(0).arrays.document)
+    _, documents = unpacked(batches(0).arrays)
     _, records = batches.schedule.at(0)
     for row, record in enumerate(records):
         texts = batches.stores["words"].records[record][1:4]
@@ -189,24 +187,23 @@ def test_the_first_negatives_are_taken_in_order_if_asked_for():
         assert documents[3 * row : 3 * row + 3] == expected
 
 
-@both_forms
-def test_longer_texts_are_cut_and_keep_their_closing_token(packed):
-    batches = make(packed=packed, lengths=(6, 9))
+def test_longer_texts_are_cut_and_keep_their_closing_token():
+    batches = make(lengths=(6, 9))
     store = batches.stores["words"]
     _, records = batches.schedule.at(0)
     arrays = batches(0).arrays
-    for text, record in zip(unpacked(arrays.query), records, strict=True):
+    queries, documents = unpacked(arrays)
+    for text, record in zip(queries, records, strict=True):
         whole = store.records[record][0].tolist()
         expected = whole if len(whole) <= 6 else [*whole[:5], SEP]
         assert list(text) == expected
-    documents = unpacked(arrays.document)
     assert max(map(len, documents)) == 9
     assert all(text[0] == CLS and text[-1] == SEP for text in documents)
-    assert arrays.query.tokens.ids.shape[1] == 6
+    assert max(map(len, queries)) == 6
+    assert arrays.texts.tokens.ids.shape[1] == 9
 
 
-@both_forms
-def test_documents_have_equal_ids_where_their_tokens_are_equal(packed):
+def test_documents_have_equal_ids_where_their_tokens_are_equal():
     store = random_store(records=BATCH)
     for record in (3, 4, 9):
         store.records[record][1] = store.records[0][1].copy()
@@ -215,16 +212,16 @@ def test_documents_have_equal_ids_where_their_tokens_are_equal(packed):
     for record, tail in ((5, 77), (6, 78)):
         store.records[record][1] = np.array([CLS, *long[:30], tail, SEP], np.uint16)
     store.table = np.array([list(map(len, texts)) for texts in store.records], np.int32)
-    batches = make([store], packed=packed, num_negatives=0, lengths=(12, 20))
+    batches = make([store], num_negatives=0, lengths=(12, 20))
     arrays = batches(0).arrays
-    ids = arrays.document_ids.reshape(-1, 2)[arrays.document.slots]
-    documents = unpacked(arrays.document)
+    ids = arrays.document_ids.reshape(-1, 2)[arrays.document_slots]
+    queries, documents = unpacked(arrays)
     equal = (ids[:, None] == ids[None]).all(axis=-1)
     for i, one in enumerate(documents):
         assert equal[i].tolist() == [one == other for other in documents]
     assert equal.sum() > BATCH + 12  # 4 x 3 copies, and the pair that is cut alike
-    empty = arrays.document.slot_lengths == 0
-    assert not arrays.document_ids[empty].any()
+    others = np.delete(arrays.document_ids.reshape(-1, 2), arrays.document_slots, 0)
+    assert len(others) >= len(queries) and not others.any()
 
 
 def problem(**changes):

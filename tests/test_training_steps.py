@@ -11,7 +11,7 @@ from flax import nnx
 from nomic_jax.batch import PackedTexts, PairBatch, Tokens
 from nomic_jax.config import EmbeddingConfig
 from nomic_jax.data.mlm import Masking, corrupt
-from nomic_jax.data.packing import one_text_a_row, pack_texts
+from nomic_jax.data.packing import Packing, pack_texts
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.training.optimizer import parameter_name
@@ -46,22 +46,14 @@ def mlm_case(tiny_config, dropout=0.0):
     return fresh(config), batch, mlm_objective
 
 
-def apart(count):
-    """Make texts of 16 tokens in rows of their own."""
-    tokens = Tokens(rows(count, seed=count), np.ones((count, 16), np.int32))
-    return PackedTexts(tokens, np.full((count, 1), 16, np.int32), np.arange(count))
-
-
-def distinct(slots):
-    """Give every slot a document of its own."""
-    numbers = np.arange(slots.size, dtype=np.int32).reshape(slots.shape)
-    return np.stack([numbers, numbers], axis=-1)
-
-
 def pair_case(tiny_config, dropout=0.0):
+    """4 queries and 8 documents of 16 tokens, in rows of their own."""
     config = dataclasses.replace(tiny_config, dropout=dropout)
-    query, document = apart(4), apart(8)
-    batch = PairBatch(query, document, distinct(document.slot_lengths))
+    ids = np.concatenate([rows(4, seed=4), rows(8, seed=8)])
+    tokens = Tokens(ids, np.ones_like(ids))
+    texts = PackedTexts(tokens, np.full((12, 1), 16, np.int32))
+    names = np.arange(24, dtype=np.int32).reshape(12, 1, 2)
+    batch = PairBatch(texts, *np.split(np.arange(12), [4]), names)
     return fresh(config), batch, contrastive_objective(EMBEDDING, scale=20.0)
 
 
@@ -209,9 +201,8 @@ def test_objectives_give_each_row_of_the_step_its_key(tiny_config):
 
     _, batch, objective = pair_case(tiny_config)
     objective(KeysAsHidden(), batch, key)
-    queries, documents = (set(map(tuple, keys)) for keys in SEEN)
-    assert len(queries) == 4 and len(documents) == 8
-    assert queries.isdisjoint(documents)  # a text on both sides is dropped apart
+    rows_of_12 = [jax.random.fold_in(key, row) for row in range(12)]
+    assert SEEN == [[jax.random.key_data(k).tolist() for k in rows_of_12]]
 
 
 def test_copies_of_a_positive_are_no_negatives(tiny_config):
@@ -236,24 +227,22 @@ def test_rows_have_keys_of_their_own_whatever_the_batch():
 def pairs_in_form(packed, seed):
     """Put the same 10 queries and 20 documents into rows, several in each or not."""
     rng = np.random.default_rng(seed)
-
-    def side(count, most):
-        lengths = rng.integers(3, most + 1, count)
-        lengths[0] = most
-        texts = [rng.integers(5, 128, n, dtype=np.int32) for n in lengths]
-        if packed:
-            plan = pack_texts(lengths, row_length=64)
-        else:
-            plan = one_text_a_row(lengths, max_length=most)
-        members = plan.members(range(plan.rows)).tolist()
-        return plan.lay_out([texts[m] for m in members], range(plan.rows), pad_id=0)
-
-    query, document = side(10, 12), side(20, 28)
+    lengths = np.concatenate([rng.integers(3, 13, 10), rng.integers(3, 29, 20)])
+    lengths[[0, 10]] = (12, 28)
+    texts = [rng.integers(5, 128, n, dtype=np.int32) for n in lengths]
+    if packed:
+        plan = pack_texts(lengths, row_length=64)
+    else:
+        numbers = np.arange(30)
+        plan = Packing(lengths, numbers, np.zeros_like(numbers), 30, 28, 1)
+    members = plan.members(range(plan.rows)).tolist()
+    laid_out = plan.lay_out([texts[m] for m in members], range(plan.rows), pad_id=0)
+    query_slots, document_slots = np.split(plan.slot_numbers, [10])
     names = np.arange(20, dtype=np.int32)
     names[6] = names[2]  # two queries have the same positive
-    ids = np.zeros((*document.slot_lengths.shape, 2), np.int32)
-    ids.reshape(-1, 2)[document.slots] = np.stack([names, names], axis=1)
-    return PairBatch(query, document, ids)
+    ids = np.zeros((*laid_out.slot_lengths.shape, 2), np.int32)
+    ids.reshape(-1, 2)[document_slots] = np.stack([names, names], axis=1)
+    return PairBatch(laid_out, query_slots, document_slots, ids)
 
 
 def relative_error(one, two):
@@ -274,7 +263,7 @@ def test_packed_pairs_have_the_loss_and_gradient_of_pairs_apart(
     found = {}
     for packed in (True, False):
         batch = pairs_in_form(packed, seed=3)
-        lengths = batch.document.slot_lengths
+        lengths = batch.texts.slot_lengths
         assert (lengths.max(axis=1) > 16).any()  # beyond the trained positions
         if packed:
             texts = (lengths > 0).sum(axis=1)

@@ -9,10 +9,9 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Int32
 
 from nomic_jax.batch import PADDING, PackedTexts, Tokens
-from nomic_jax.tokenizer import bucket
 
 COLUMNS_PER_SLOT = 8  # a row holds up to an eighth as many texts as columns
 FINENESS = 16  # row counts between one power of two and the next
@@ -20,14 +19,19 @@ FINENESS = 16  # row counts between one power of two and the next
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """The place of each text of a batch; text `m` has number `m` in every array."""
+    """The place of each text of a batch; text `m` is entry `m` of every array."""
 
-    lengths: Int[np.ndarray, "M"]
-    row: Int[np.ndarray, "M"]
-    slot: Int[np.ndarray, "M"]  # 0 for the first text of its row
+    lengths: Int[np.ndarray, "texts"]
+    row: Int[np.ndarray, "texts"]
+    slot: Int[np.ndarray, "texts"]  # 0 for the first text of its row
     rows: int
     columns: int
     slots: int  # room for texts in a row
+
+    @property
+    def slot_numbers(self) -> Int32[np.ndarray, "texts"]:
+        """Number of the slot that holds each text, counted over all rows."""
+        return (self.row * self.slots + self.slot).astype(np.int32)
 
     def members(self, rows: range) -> Int[np.ndarray, " texts"]:
         """Return the texts in some rows, row by row, in the order they stand there."""
@@ -41,7 +45,7 @@ class Packing:
 
         Args:
             texts: token ids of `members(rows)`.
-            rows: which ones; the slots are those of the whole batch all the same.
+            rows: which ones.
             pad_id: the id written where there is no token.
 
         Raises:
@@ -75,14 +79,12 @@ class Packing:
         slot_lengths[local, self.slot[members]] = lengths
         shape = (len(rows), self.columns)
         return PackedTexts(
-            Tokens(ids.reshape(shape), segment_ids.reshape(shape)),
-            slot_lengths,
-            (self.row * self.slots + self.slot).astype(np.int32),
+            Tokens(ids.reshape(shape), segment_ids.reshape(shape)), slot_lengths
         )
 
 
 def pack_texts(
-    lengths: Int[np.ndarray, "M"], *, row_length: int, multiple: int = 1
+    lengths: Int[np.ndarray, "texts"], *, row_length: int, multiple: int = 1
 ) -> Packing:
     """Put several texts into a row, so that little of it is padding.
 
@@ -125,26 +127,6 @@ def pack_texts(
     row[order], slot[order] = np.array(placed, np.int64).reshape(-1, 2).T
     rows = row_count(len(texts_in), multiple)
     return Packing(lengths, row, slot, rows, row_length, slots)
-
-
-def one_text_a_row(
-    lengths: Int[np.ndarray, "M"], *, max_length: int, multiple: int = 1
-) -> Packing:
-    """Give each text a row of its own, all as long as the bucket of the longest.
-
-    Args:
-        lengths: of the texts, in tokens.
-        max_length: columns at most.
-        multiple: the rows divide into as many equal parts; rows are added if needed.
-
-    Raises:
-        ValueError: a text is empty or longer than `max_length`.
-    """
-    _check_lengths(lengths, max_length)
-    columns = min(bucket(int(lengths.max())), max_length)
-    rows = -(-len(lengths) // multiple) * multiple
-    numbers = np.arange(len(lengths))
-    return Packing(lengths, numbers, np.zeros_like(numbers), rows, columns, 1)
 
 
 def row_count(rows: int, multiple: int) -> int:

@@ -7,14 +7,14 @@ each time a query comes up, as the paper found best (arXiv:2402.01613, section 4
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Int, Int32, Int64
+from jaxtyping import Int32, Int64
 
 from nomic_jax.batch import PairBatch, StepBatch
-from nomic_jax.data.packing import Packing, one_text_a_row, pack_texts
+from nomic_jax.data.packing import pack_texts
 from nomic_jax.data.permutation import hash32, round_keys
 from nomic_jax.data.schedule import Schedule
 from nomic_jax.sources.source import stable_hash
@@ -29,8 +29,8 @@ _QUERY, _POSITIVE, _NEGATIVES = 0, 1, 2  # where a record's texts begin
 class PairBatches:
     """The batch of each step: a pure function that worker processes can be sent.
 
-    With several hosts each builds its part of the rows, of queries and of documents. A
-    pair's query and documents may fall to different hosts; each of them reads the pair.
+    With several hosts each builds its part of the rows. A pair's query and documents
+    may fall to different hosts; each of them reads the pair.
     """
 
     stores: Mapping[str, Store]  # of pairs, by source
@@ -40,7 +40,6 @@ class PairBatches:
     document_length: int
     num_negatives: int = 0  # hard negatives of each query
     negatives: Negatives = "random"  # drawn anew each time, or the first ones
-    packed: bool = True  # several texts in a row; False: a row each
     pad_id: int  # the id written where there is no token
     seed: int  # of the negatives
     multiple: int = 1  # rows come in multiples of it, as many as there are devices
@@ -78,53 +77,64 @@ class PairBatches:
     def __call__(self, step: int) -> StepBatch:
         """Build this host's rows of a step's batch.
 
+        Rows are as long as the longest text may be: twice as long would save another
+        hundredth of the columns and cost more than that in attention.
+
         Raises:
             ValueError: a record has other lengths than its store says.
         """
         source, records = self.schedule.at(step)
         store = self.stores[source]
-        columns = self._columns(store.manifest.texts_per_record, step)  # B 1 + group
+        columns = self._columns(store.manifest.texts_per_record, step)  # Q 1 + group
+        queries, group = len(records), columns.shape[1] - 1
         most = np.full(columns.shape[1], self.document_length)
         most[_QUERY] = self.query_length
         lengths = np.take_along_axis(store.lengths(records), columns, axis=1)
         lengths = np.minimum(lengths, most)
-        group = columns.shape[1] - 1  # documents of a query
-        query = self._plan(lengths[:, 0], self.query_length)
-        document = self._plan(lengths[:, 1:].ravel(), self.document_length)
-        query_rows, document_rows = self._share(query.rows), self._share(document.rows)
-        asked = query.members(query_rows)
-        answers = document.members(document_rows)
-        answered, which = np.divmod(answers, group)
+        # All queries come first, then the documents of each: short texts fill the gaps
+        # that long ones leave, and there is one shape to compile.
+        plan = pack_texts(
+            np.concatenate([lengths[:, 0], lengths[:, 1:].ravel()]),
+            row_length=max(self.query_length, self.document_length),
+            multiple=self.multiple,
+        )
+        share = plan.rows // self.hosts
+        rows = range(self.host * share, (self.host + 1) * share)
+        members = plan.members(rows)
+        is_query = members < queries
+        pair = np.where(is_query, members, (members - queries) // group)
+        which = np.where(is_query, 0, 1 + (members - queries) % group)
 
-        needed = np.union1d(asked, answered)
+        needed, place = np.unique(pair, return_inverse=True)
         found = store.read(records[needed])
-        pairs = dict(zip(needed.tolist(), found, strict=True))
-        queries = [_cut(pairs[i][_QUERY], self.query_length) for i in asked.tolist()]
-        chosen = columns[answered, 1 + which].tolist()
-        documents = [
-            _cut(pairs[i][column], self.document_length)
-            for i, column in zip(answered.tolist(), chosen, strict=True)
-        ]
+        wanted = zip(
+            place.tolist(),
+            columns[pair, which].tolist(),
+            most[which].tolist(),
+            strict=True,
+        )
+        texts = [_cut(found[i][column], limit) for i, column, limit in wanted]
         try:
-            batch = PairBatch(
-                query.lay_out(queries, query_rows, pad_id=self.pad_id),
-                document.lay_out(documents, document_rows, pad_id=self.pad_id),
-                _document_ids(document, documents, document_rows),
-            )
+            packed = plan.lay_out(texts, rows, pad_id=self.pad_id)
         except ValueError as error:
             raise ValueError(
                 f"store {source!r}, step {step}: {error}; the lengths beside its "
                 "records are not theirs: prepare it again"
             ) from error
-        parts = (batch.query, batch.document)
+        ids = np.zeros((share, plan.slots, 2), np.int32)
+        documents = members[~is_query]
+        ids[plan.row[documents] - rows.start, plan.slot[documents]] = _hashes(
+            text for text, query in zip(texts, is_query, strict=True) if not query
+        )
+        numbers = plan.slot_numbers
         return StepBatch(
             source,
-            batch,
-            num_tokens=sum(int(part.slot_lengths.sum()) for part in parts),
-            num_columns=sum(part.tokens.ids.size for part in parts),
+            PairBatch(packed, numbers[:queries], numbers[queries:], ids),
+            num_tokens=int(packed.slot_lengths.sum()),
+            num_columns=packed.tokens.ids.size,
         )
 
-    def _columns(self, texts: int, step: int) -> Int64[np.ndarray, "B columns"]:
+    def _columns(self, texts: int, step: int) -> Int64[np.ndarray, "Q columns"]:
         """Choose the texts of each record: the query, the positive, its negatives.
 
         Random ones are keyed by (seed, step, row in the global batch) and differ.
@@ -140,17 +150,6 @@ class PairBatches:
         drawn = _NEGATIVES + order[:, : self.num_negatives]
         fixed = np.broadcast_to(np.array([_QUERY, _POSITIVE]), (rows, 2))
         return np.concatenate([fixed, drawn], axis=1)
-
-    def _plan(self, lengths: Int[np.ndarray, " M"], longest: int) -> Packing:
-        if self.packed:
-            # Rows twice as long save another hundredth of the columns, and cost more
-            # than that in attention.
-            return pack_texts(lengths, row_length=longest, multiple=self.multiple)
-        return one_text_a_row(lengths, max_length=longest, multiple=self.multiple)
-
-    def _share(self, rows: int) -> range:
-        share = rows // self.hosts
-        return range(self.host * share, (self.host + 1) * share)
 
 
 def _problems(batches: PairBatches, name: str, size: int) -> list[str]:
@@ -187,15 +186,8 @@ def _cut(text: np.ndarray, most: int) -> np.ndarray:
     return np.append(text[: most - 1], text[-1:])
 
 
-def _document_ids(
-    plan: Packing, documents: Sequence[np.ndarray], rows: range
-) -> Int32[np.ndarray, "B K 2"]:
-    """Hash the document in each slot of some rows; empty slots have zeros."""
-    members = plan.members(rows)
-    hashes = [hashlib.blake2b(text.tobytes(), digest_size=8) for text in documents]
-    ids = np.zeros((len(rows), plan.slots, 2), np.int32)
-    halves = np.frombuffer(b"".join(each.digest() for each in hashes), "<i4").reshape(
-        -1, 2
-    )
-    ids[plan.row[members] - rows.start, plan.slot[members]] = halves
-    return ids
+def _hashes(texts: Iterable[np.ndarray]) -> Int32[np.ndarray, "texts 2"]:
+    """Hash the tokens of each text to 64 bits, as two halves."""
+    hashes = [hashlib.blake2b(text.tobytes(), digest_size=8) for text in texts]
+    joined = b"".join(each.digest() for each in hashes)
+    return np.frombuffer(joined, "<i4").astype(np.int32).reshape(-1, 2)

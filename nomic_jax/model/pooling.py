@@ -72,12 +72,14 @@ def embed(
 
 def embed_packed(
     hidden: Float[Array, "B S D"], texts: PackedTexts, config: EmbeddingConfig
-) -> Float32[Array, "M D"]:
-    """Pool the texts of packed rows, each from its own tokens, in the texts' order."""
+) -> Float32[Array, "B T D"]:
+    """Pool the text in each slot of packed rows from its own tokens.
+
+    An empty slot gives a finite vector that means nothing.
+    """
     segments = 1 + jnp.arange(texts.slot_lengths.shape[1])
     mask = jnp.asarray(texts.tokens.segment_ids)[:, None] == segments[None, :, None]
-    vectors = embed(hidden, mask, config)  # B K D
-    return vectors.reshape(-1, vectors.shape[-1])[texts.slots]
+    return embed(hidden, mask, config)
 
 
 def matryoshka(x: Float[Array, "*rows D"], dim: int) -> Float[Array, "*rows E"]:

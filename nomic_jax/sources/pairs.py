@@ -59,8 +59,8 @@ class PairColumns:
     document: str = "document"
     negatives: str | None = "negatives"  # a text or a list of texts; rows may lack it
 
-    def pair(self, row: Row, place: str) -> Pair:
-        """Take a pair out of a row.
+    def pair(self, row: Row, place: str, *, allow_blank: bool = False) -> Pair:
+        """Take a pair out of a row; with `allow_blank` null is the empty text.
 
         Raises:
             ValueError: a column is missing or holds no text; begins with `place`.
@@ -76,10 +76,12 @@ class PairColumns:
                 "a list of texts is needed"
             )
         return Pair(
-            text_of(row, self.query, place),
-            text_of(row, self.document, place),
+            text_of(row, self.query, place, allow_blank=allow_blank),
+            text_of(row, self.document, place, allow_blank=allow_blank),
             tuple(
-                check_text(item, f"{self.negatives}[{i}]", place)
+                check_text(
+                    item, f"{self.negatives}[{i}]", place, allow_blank=allow_blank
+                )
                 for i, item in enumerate(further)
             ),
         )

@@ -105,8 +105,8 @@ def stable_hash(text: str, *, seed: int = 0) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-def text_of(row: Row, column: str, place: str) -> str:
-    """Return the text in a row's column.
+def text_of(row: Row, column: str, place: str, *, allow_blank: bool = False) -> str:
+    """Return the text in a row's column; with `allow_blank` null is the empty text.
 
     Raises:
         ValueError: there is no such column, or it holds no text; begins with `place`.
@@ -114,18 +114,24 @@ def text_of(row: Row, column: str, place: str) -> str:
     if column not in row:
         hint = nearest(column, row) if row else "the row is empty"
         raise ValueError(f"{place}: no column {column!r}; {hint}")
-    return check_text(row[column], column, place)
+    return check_text(row[column], column, place, allow_blank=allow_blank)
 
 
-def check_text(value: object, column: str, place: str) -> str:
+def check_text(
+    value: object, column: str, place: str, *, allow_blank: bool = False
+) -> str:
     """Return a column's value if it is a text that can be tokenised.
+
+    With `allow_blank` it may be blank, and null is the empty text.
 
     Raises:
         ValueError: it is no text, blank, or holds half a character.
     """
+    if value is None and allow_blank:
+        return ""
     if not isinstance(value, str):
         raise ValueError(f"{place}: column {column!r} is {kind_of(value)}, not a text")
-    if not value.strip():
+    if not value.strip() and not allow_blank:
         raise ValueError(f"{place}: column {column!r} is blank")
     try:
         value.encode()

@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import Mapping
 
 from nomic_jax import storage
-from nomic_jax.store.folder import remove, sizes
 from nomic_jax.store.job import Entry, Job, entry_name, explained
 from nomic_jax.store.manifest import (
     MANIFEST,
@@ -24,7 +23,7 @@ def finish(job: Job, entries: Mapping[int, Entry]) -> Manifest:
             last two leave nothing behind.
     """
     shards = tuple(entries[i].shard for i in range(job.preparation.num_shards))
-    present = sizes(job.folder)
+    present = storage.sizes(job.folder)
     for shard in shards:
         if present.get(shard.file) != shard.bytes:
             raise ValueError(
@@ -46,8 +45,8 @@ def finish(job: Job, entries: Mapping[int, Entry]) -> Manifest:
     problem = _problem(manifest)
     if problem:
         for shard in shards:
-            remove(job.folder, shard.file)
-            remove(job.folder, shard.lengths_file)
+            storage.remove(storage.join(job.folder, shard.file))
+            storage.remove(storage.join(job.folder, shard.lengths_file))
         forget(job)
         raise ValueError(problem)
     try:
@@ -60,11 +59,11 @@ def finish(job: Job, entries: Mapping[int, Entry]) -> Manifest:
 
 def forget(job: Job) -> None:
     """Delete the entries and the note of a preparation that has ended."""
-    present = sizes(job.folder)
+    present = storage.sizes(job.folder)
     names = [entry_name(job, index) for index in range(job.preparation.num_shards)]
     for name in (*names, PREPARATION):
         if name in present:
-            remove(job.folder, name)
+            storage.remove(storage.join(job.folder, name))
 
 
 def _problem(manifest: Manifest) -> str | None:

@@ -12,7 +12,6 @@ from typing import Any
 
 from nomic_jax import storage
 from nomic_jax.sources.source import Row, Source
-from nomic_jax.store.folder import remove, sizes
 from nomic_jax.store.manifest import (
     PREPARATION,
     Preparation,
@@ -97,7 +96,7 @@ def begin(job: Job) -> None:
     Raises:
         ValueError: it holds shards of another job; what differs is named.
     """
-    present = sizes(job.folder)
+    present = storage.sizes(job.folder)
     has_shards = any(name.startswith("shard-") for name in present)
     place = storage.join(job.folder, PREPARATION)
     if has_shards and PREPARATION not in present:
@@ -121,13 +120,13 @@ def begin(job: Job) -> None:
 
 def sweep(job: Job) -> None:
     """Delete what killed processes left of files they were writing."""
-    for name in filter(is_partial, sizes(job.folder)):
-        remove(job.folder, name)
+    for name in filter(is_partial, storage.sizes(job.folder)):
+        storage.remove(storage.join(job.folder, name))
 
 
 def finished(job: Job) -> dict[int, Entry]:
     """Return the finished shards of a job by number."""
-    present = sizes(job.folder)
+    present = storage.sizes(job.folder)
     entries = {}
     for index in range(job.preparation.num_shards):
         name = entry_name(job, index)

@@ -23,6 +23,8 @@ class PairRule:
     # What becomes of a pair with fewer: `repeat` goes through those it has again.
     too_few_negatives: Literal["error", "drop", "repeat"] = "error"
     too_long: Literal["cut", "error"] = "cut"  # a cut text keeps its closing token
+    # What becomes of a pair with a blank or null text; of a blank negative, alone.
+    blank: Literal["error", "drop"] = "error"
 
     def __post_init__(self) -> None:
         """Refuse numbers that no text can meet.
@@ -45,6 +47,7 @@ class PairRule:
             )
         problems += _choices(self, "too_few_negatives", ("error", "drop", "repeat"))
         problems += _choices(self, "too_long", ("cut", "error"))
+        problems += _choices(self, "blank", ("error", "drop"))
         if problems:
             raise ValueError("PairRule: " + "; ".join(problems))
 
@@ -68,6 +71,7 @@ class RowRule:
     row_length: int  # tokens of every row
     column: str = "text"
     rows_per_range: int = 100_000  # of the source; each range becomes one shard
+    blank: Literal["error", "drop"] = "error"  # what becomes of a blank or null text
 
     def __post_init__(self) -> None:
         """Refuse numbers that give no rows.
@@ -82,6 +86,7 @@ class RowRule:
             )
         if self.rows_per_range < 1:
             problems.append(f"rows_per_range={self.rows_per_range} must be at least 1")
+        problems += _choices(self, "blank", ("error", "drop"))
         if problems:
             raise ValueError("RowRule: " + "; ".join(problems))
 

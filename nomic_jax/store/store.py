@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from nomic_jax import storage
-from nomic_jax.store.folder import sizes
 from nomic_jax.store.manifest import MANIFEST, Manifest, Shard, read_manifest
 from nomic_jax.store.record import decode_record
 from nomic_jax.store.shard import local_lengths, open_records, read_lengths
@@ -50,7 +49,7 @@ class Store:
         """
         url = str(url)
         manifest = read_manifest(url)
-        found = sizes(url)
+        found = storage.sizes(url)
         for shard in manifest.shards:
             for file, expected in _files(shard):
                 if file not in found:

@@ -31,7 +31,6 @@ class PairData:
     document_length: int  # tokens; longer documents are cut
     num_negatives: int = 0  # hard negatives of each query in each batch
     negatives: Negatives = "random"  # drawn anew each time, or the first ones
-    packed: bool = True  # several texts in a row; False: a row each, padded
 
     def __post_init__(self) -> None:
         """Refuse rows without room for a token, and a negative count.
@@ -114,7 +113,6 @@ def train_contrastive(
         document_length=data.document_length,
         num_negatives=data.num_negatives,
         negatives=data.negatives,
-        packed=data.packed,
         pad_id=model.config.pad_token_id,
         seed=settings.seed,
     )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float32, Int32, Key
 
-from nomic_jax.batch import MlmBatch, PackedTexts, PairBatch, Tokens, as_pytree
+from nomic_jax.batch import MlmBatch, PairBatch, Tokens, as_pytree
 from nomic_jax.config import EmbeddingConfig
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
@@ -83,17 +83,16 @@ def contrastive_objective(embedding: EmbeddingConfig, *, scale: float) -> Object
     """
 
     def objective(model: NomicBert, batch: PairBatch, key: Key[Array, ""]):
-        def vectors(texts: PackedTexts, stream: int):
-            keys = row_keys(jax.random.fold_in(key, stream), texts.tokens)
-            hidden = model(texts.tokens, dropout_keys=keys)
-            return embed_packed(hidden, texts, embedding)
-
-        ids = jnp.asarray(batch.document_ids).reshape(-1, 2)  # (B · K) 2
+        tokens = batch.texts.tokens
+        hidden = model(tokens, dropout_keys=row_keys(key, tokens))
+        vectors = embed_packed(hidden, batch.texts, embedding)
+        vectors = vectors.reshape(-1, vectors.shape[-1])  # (B · T) D
+        ids = jnp.asarray(batch.document_ids).reshape(-1, 2)
         loss, accuracy = info_nce(
-            vectors(batch.query, 0),
-            vectors(batch.document, 1),
+            vectors[batch.query_slots],
+            vectors[batch.document_slots],
             scale=scale,
-            document_ids=ids[batch.document.slots],
+            document_ids=ids[batch.document_slots],
         )
         return loss, {"accuracy": accuracy}
 
