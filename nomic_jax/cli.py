@@ -6,32 +6,22 @@ state was saved. What a command needs is imported when it runs, so `--help` is q
 
 import argparse
 import dataclasses
-import functools
 import logging
-import os
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from nomic_jax.config import NOMIC_PROMPTS
-
-if TYPE_CHECKING:
-    from nomic_jax.store.rules import Rule
+from nomic_jax.prepare_command import Prepare, prepare
 
 WRONG_INPUT = 2
 
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
-Places = Annotated[
-    tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")
-]
 Number = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 Dtype = Literal["float32", "bfloat16"] | None
-Line = Annotated[str | None, tyro.conf.arg(metavar="STR")]
 Factor = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 
 
@@ -56,42 +46,6 @@ class Verify:
     """Check a model against its fingerprint and, where it is installed, PyTorch."""
 
     model: Model  # folder or hub id
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepare:
-    """Tokenise sources once into stores that training reads at any step.
-
-    A source is a .jsonl, .txt (both also .gz) or .parquet file or a pattern of them, a
-    folder of shards, tfds:NAME:SPLIT, hf:FOLDER or a data YAML; files may be at URLs.
-    The same command again goes on where it was stopped, and checks what is done.
-    Give --row-length for text, --query-length and --document-length for pairs.
-    """
-
-    sources: Places  # a store is made of each
-    out: str  # folder or URL of the stores; sources that are there already stay
-    tokenizer: str  # folder or hub id
-    name: Line = None  # of a single source and its store; None: that of its file
-    row_length: Number = None  # text: tokens of a packed row
-    query_length: Number = None  # pairs: tokens; longer queries are cut
-    document_length: Number = None  # pairs: tokens; longer documents are cut
-    text: str = "text"  # column of text
-    split: Literal["lines", "paragraphs"] = "lines"  # what a document of a .txt is
-    query: str = "query"  # column of queries
-    document: str = "document"  # column of documents
-    negatives: str = "negatives"  # column of hard negatives; rows may lack it
-    query_prefix: str = NOMIC_PROMPTS["search_query"]  # before each query
-    document_prefix: str = NOMIC_PROMPTS["search_document"]  # before each document
-    query_only: Literal["ignore", "honour"] = "ignore"  # such marks of a data YAML
-    num_negatives: int = 0  # stored with each pair: the first ones it has
-    # what pairs with fewer meet; repeat goes through theirs again
-    too_few_negatives: Literal["error", "drop", "repeat"] = "error"
-    too_long: Literal["cut", "error"] = "cut"  # what texts over their length meet
-    blank: Literal["error", "drop"] = "error"  # what blank texts and nulls meet
-    # of a source, in one shard; None: 100,000 of text, about a sixteenth of the pairs
-    rows_per_shard: Number = None
-    workers: int = os.cpu_count() or 1  # processes
-    beam: Line = None  # or on Apache Beam: --beam="--runner=FlinkRunner ..."
 
 
 def main() -> None:
@@ -150,73 +104,6 @@ def embed(options: Embed) -> int:
     )
     write_vectors(options.output, texts, vectors)
     return 0
-
-
-def prepare(options: Prepare) -> int:
-    """Run `nomic-jax prepare`: a line for each store."""
-    from nomic_jax.checkpoints.hub import resolve
-    from nomic_jax.storage import join
-    from nomic_jax.store.beam import prepare_on_beam
-    from nomic_jax.store.planned import plan_sources
-    from nomic_jax.store.prepare import prepare_collection, prepare_store
-    from nomic_jax.tokenizer import TextTokenizer
-
-    rule = _rule(options)
-    tokenizer = TextTokenizer.from_folder(resolve(options.tokenizer, weights=False))
-    planned = plan_sources(
-        options.sources,
-        rule,
-        name=options.name,
-        split=options.split,
-        honour_query_only=options.query_only == "honour",
-    )
-    if options.beam is None:
-        make_store = functools.partial(prepare_store, workers=options.workers)
-    else:
-        flags = shlex.split(options.beam)
-        make_store = functools.partial(prepare_on_beam, pipeline_options=flags)
-    made = prepare_collection(
-        planned,
-        tokenizer,
-        options.out,
-        make_store=make_store,
-        records_per_shard=options.rows_per_shard,
-    )
-    for name, manifest in made.items():
-        print(f"{manifest.summary()}, in {join(options.out, name)}", flush=True)
-    return 0
-
-
-def _rule(options: Prepare) -> "Rule":
-    from nomic_jax.sources.pairs import PairColumns
-    from nomic_jax.store.rules import PairRule, RowRule
-
-    row = options.row_length
-    query, document = options.query_length, options.document_length
-    if row is not None and query is None and document is None:
-        per_range = options.rows_per_shard
-        return RowRule(
-            row_length=row,
-            column=options.text,
-            rows_per_range=RowRule.rows_per_range if per_range is None else per_range,
-            blank=options.blank,
-        )
-    if row is not None or query is None or document is None:
-        raise ValueError(
-            "give --row-length for text, or --query-length and --document-length for "
-            "pairs"
-        )
-    return PairRule(
-        query_prefix=options.query_prefix,
-        document_prefix=options.document_prefix,
-        query_length=query,
-        document_length=document,
-        columns=PairColumns(options.query, options.document, options.negatives),
-        num_negatives=options.num_negatives,
-        too_few_negatives=options.too_few_negatives,
-        too_long=options.too_long,
-        blank=options.blank,
-    )
 
 
 def verify(options: Verify) -> int:

@@ -392,6 +392,14 @@ def test_a_source_may_be_given_a_name_and_join_a_collection(words, tmp_path, cap
         (["foxes.jsonl.gz", "foxes.jsonl.gz", *PAIRS], "2 sources are named 'foxes'"),
         (["data.yaml", *PAIRS, "--name", "mine"], "the name 'mine' is for one source"),
         (["data.yaml", "--row-length", "9"], "is a data YAML"),
+        (
+            ["notes.txt", "--row-length", "9", "--num-negatives", "2"],
+            "--num-negatives would change nothing: text has none",
+        ),
+        (
+            ["foxes.jsonl.gz", *PAIRS, "--text", "body"],
+            "--text would change nothing: --query and --document name",
+        ),
         (["foxes.jsonl.gz", *PAIRS, "--workers", "0"], "workers=0 must be at least 1"),
         (["foxes.jsonl.gz", *PAIRS, "--tokenizer", "gone"], "gone is not a folder"),
         (["foxes.jsonl.gz", *PAIRS, "--tokenizer", "."], "holds no tokenizer"),

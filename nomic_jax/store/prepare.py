@@ -228,9 +228,8 @@ def _check_tokenizer(tokenizer: TextTokenizer, folder: str | Path) -> None:
     place = storage.join(folder, TOKENIZER)
     if not storage.exists(place):
         return
-    import json
 
-    there = TextTokenizer.from_json(json.dumps(storage.read_json(place)))
+    there = TextTokenizer.from_json(storage.read_bytes(place).decode(), place=place)
     if there.digest != tokenizer.digest:
         raise ValueError(
             f"{place} has digest {there.digest}, the tokenizer given {tokenizer.digest}"
