@@ -2,9 +2,9 @@
 
     python benchmarks/data.py --pairs FOLDER --tokenizer FOLDER [--records 10000000]
 
-FOLDER of pairs holds .jsonl.gz files with `query` and `document`. Everything is measured
-in processor seconds of one process, threads included, so that figures are per core; each
-is the median of several rounds in which the sides take turns.
+FOLDER of pairs holds .jsonl.gz files with `query` and `document`. Rates are measured in
+processor seconds of one process, threads included, so that they are per core; each is
+the median of several rounds in which the sides take turns.
 """
 
 import argparse
@@ -156,10 +156,12 @@ def measure_serve(
     import datasets
     import torch
     import transformers
-    from sentence_transformers import SentenceTransformer, models
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
     from sentence_transformers.sentence_transformer.data_collator import (
         SentenceTransformerDataCollator,
     )
+    from sentence_transformers.sentence_transformer.modules import Pooling
 
     tokenizer = TextTokenizer.from_folder(tokenizer_folder)
     out = work / "served"
@@ -193,10 +195,8 @@ def measure_serve(
     transformers.AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(
         work / "tiny"
     )
-    body = models.Transformer(str(work / "tiny"), max_seq_length=LENGTH)
-    model = SentenceTransformer(
-        modules=[body, models.Pooling(body.get_embedding_dimension())]
-    )
+    body = Transformer(str(work / "tiny"), max_seq_length=LENGTH)
+    model = SentenceTransformer(modules=[body, Pooling(body.get_embedding_dimension())])
     rows = datasets.Dataset.from_dict(
         {
             "anchor": [pair.query for pair in source.pairs],
@@ -224,6 +224,21 @@ def measure_serve(
     return (
         f"| serve contrastive batches, M tokens/s a core | {a / 1e6:.2f} | "
         f"{b / 1e6:.3f} (sentence-transformers) | {ratio:.1f} |"
+    )
+
+
+def measure_schedule() -> str:
+    """Time the schedule alone, at steps far apart, for a pod's batches."""
+    sizes = {f"source-{i}": 10**9 // 29 + 1000 * i for i in range(29)}
+    schedule = Schedule.over(sizes, batch_size=16_384, seed=0)
+    seconds = []
+    for step in range(0, 10**8, 10**8 // 300):
+        began = time.process_time()
+        schedule.at(step)
+        seconds.append(time.process_time() - began)
+    return (
+        f"The schedule of {len(sizes)} sources of {sum(sizes.values()):.1e} records "
+        f"together, batches of 16,384: {statistics.median(seconds) * 1e3:.2f} ms a step"
     )
 
 
@@ -437,6 +452,7 @@ def main() -> None:
         print("| | nomic_jax | beside it | ratio |\n|---|---|---|---|")
         for measure in (measure_prepare, measure_serve):
             print(measure(mixed, options.tokenizer, work, options.rounds), flush=True)
+        print(f"\n{measure_schedule()}")
         print(f"\nPadding, batches of {BATCH} pairs, texts to {LENGTH} tokens:\n")
         print(*measure_padding(sources, options.tokenizer, work), sep="\n", flush=True)
         if len(options.records) > 1:
