@@ -21,6 +21,7 @@ from nomic_jax.training.steps import (
     make_update,
     mlm_objective,
     row_keys,
+    row_numbers,
 )
 
 EMBEDDING = EmbeddingConfig(pooling="mean", layer_norm=False, max_length=16)
@@ -43,7 +44,7 @@ def mlm_case(tiny_config, dropout=0.0):
         rate=0.3, mask_id=4, vocab_size=128, special_ids=(0, 1, 2, 3, 4), seed=0
     )
     batch = corrupt(rows(4), masking, step=0, row_numbers=range(4))
-    return fresh(config), batch, mlm_objective
+    return fresh(config), batch, mlm_objective()
 
 
 def pair_case(tiny_config, dropout=0.0):
@@ -52,8 +53,8 @@ def pair_case(tiny_config, dropout=0.0):
     ids = np.concatenate([rows(4, seed=4), rows(8, seed=8)])
     tokens = Tokens(ids, np.ones_like(ids))
     texts = PackedTexts(tokens, np.full((12, 1), 16, np.int32))
-    names = np.arange(24, dtype=np.int32).reshape(12, 1, 2)
-    batch = PairBatch(texts, *np.split(np.arange(12), [4]), names)
+    places, names = np.arange(12), np.arange(24, dtype=np.int32).reshape(1, 12, 2)
+    batch = PairBatch(texts, places[None], *np.split(places, [4]), names)
     return fresh(config), batch, contrastive_objective(EMBEDDING, scale=20.0)
 
 
@@ -218,7 +219,7 @@ def test_copies_of_a_positive_are_no_negatives(tiny_config):
 def test_rows_have_keys_of_their_own_whatever_the_batch():
     def keys(count):
         tokens = Tokens(rows(count), np.ones((count, 16), np.int32))
-        return jax.random.key_data(row_keys(jax.random.key(3), tokens))
+        return jax.random.key_data(row_keys(jax.random.key(3), row_numbers(tokens)))
 
     assert len({key.tobytes() for key in np.asarray(keys(8))}) == 8
     np.testing.assert_array_equal(keys(8)[:5], keys(5))
@@ -234,15 +235,15 @@ def pairs_in_form(packed, seed):
         plan = pack_texts(lengths, row_length=64)
     else:
         numbers = np.arange(30)
-        plan = Packing(lengths, numbers, np.zeros_like(numbers), 30, 28, 1)
+        plan = Packing(lengths, numbers, np.zeros_like(numbers), 30, 28, 1, 1)
     members = plan.members(range(plan.rows)).tolist()
     laid_out = plan.lay_out([texts[m] for m in members], range(plan.rows), pad_id=0)
-    query_slots, document_slots = np.split(plan.slot_numbers, [10])
+    slots, places = plan.places()
     names = np.arange(20, dtype=np.int32)
     names[6] = names[2]  # two queries have the same positive
-    ids = np.zeros((*laid_out.slot_lengths.shape, 2), np.int32)
-    ids.reshape(-1, 2)[document_slots] = np.stack([names, names], axis=1)
-    return PairBatch(laid_out, query_slots, document_slots, ids)
+    ids = np.zeros((1, 30, 2), np.int32)
+    ids[0, places[10:]] = np.stack([names, names], axis=1)
+    return PairBatch(laid_out, slots, places[:10], places[10:], ids)
 
 
 def relative_error(one, two):

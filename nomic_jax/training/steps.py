@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int32, Key
 
 from nomic_jax.batch import MlmBatch, PairBatch, Tokens, as_pytree
@@ -18,7 +19,9 @@ from nomic_jax.config import EmbeddingConfig
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.model.pooling import embed_packed
+from nomic_jax.sharding import REPEATED, ROWS, constrain, over_data
 from nomic_jax.training.losses import info_nce, mlm_cross_entropy
+from nomic_jax.training.microbatches import in_microbatches
 
 Metrics: TypeAlias = Mapping[str, Float32[Array, ""]]
 Objective: TypeAlias = Callable[[Any, Any, Key[Array, ""]], tuple[Any, Metrics]]
@@ -64,42 +67,92 @@ def make_update(
     return jax.jit(update, donate_argnums=0)
 
 
-def mlm_objective(
-    model: MaskedLanguageModel, batch: MlmBatch, key: Key[Array, ""]
-) -> tuple[Float32[Array, ""], Metrics]:
-    """Mean cross-entropy of the masked tokens; only they go through the head."""
-    hidden = model.encoder(batch.tokens, dropout_keys=row_keys(key, batch.tokens))
-    masked = jnp.take_along_axis(hidden, batch.positions[..., None], axis=1)  # B N D
-    total, count = mlm_cross_entropy(
-        model.logits(masked), jnp.asarray(batch.targets), jnp.asarray(batch.weights)
-    )
-    return total / jnp.maximum(count, 1), {}
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where a step runs, and how many rows it takes at once."""
+
+    mesh: Mesh | None = None  # None: a single device
+    most_rows: int | None = None  # of a microbatch on a device; None: all
 
 
-def contrastive_objective(embedding: EmbeddingConfig, *, scale: float) -> Objective:
+ONE_DEVICE = Placement()
+
+
+def mlm_objective(placement: Placement = ONE_DEVICE) -> Objective:
+    """Mean cross-entropy of the masked tokens; only they go through the head.
+
+    The mean is over the masked tokens of the whole batch, whatever their number in each
+    microbatch and on each device.
+    """
+
+    def objective(model: MaskedLanguageModel, batch: MlmBatch, key: Key[Array, ""]):
+        def sums(model, batch, numbers, key):
+            def one(rows):
+                batch, numbers = rows
+                keys = row_keys(key, numbers)
+                hidden = model.encoder(batch.tokens, dropout_keys=keys)
+                masked = jnp.take_along_axis(hidden, batch.positions[..., None], axis=1)
+                return mlm_cross_entropy(
+                    model.logits(masked), batch.targets, batch.weights
+                )
+
+            return in_microbatches(one, (batch, numbers), most=placement.most_rows)
+
+        batch = jax.tree.map(jnp.asarray, batch)
+        everywhere = over_data(sums, placement.mesh, splits=(True, True, False))
+        totals, counts = everywhere(model, batch, row_numbers(batch.tokens), key)
+        return totals.sum() / jnp.maximum(counts.sum(), 1), {}
+
+    return objective
+
+
+def contrastive_objective(
+    embedding: EmbeddingConfig, *, scale: float, placement: Placement = ONE_DEVICE
+) -> Objective:
     """InfoNCE between the pooled queries and documents of a batch, at full width.
 
-    A document that equals a query's positive is no negative of that query.
+    A document that equals a query's positive is no negative of that query. However the
+    rows are split, each query meets the documents of the whole batch: the embeddings of
+    all microbatches and devices are gathered once.
     """
 
     def objective(model: NomicBert, batch: PairBatch, key: Key[Array, ""]):
-        tokens = batch.texts.tokens
-        hidden = model(tokens, dropout_keys=row_keys(key, tokens))
-        vectors = embed_packed(hidden, batch.texts, embedding)
-        vectors = vectors.reshape(-1, vectors.shape[-1])  # (B · T) D
-        ids = jnp.asarray(batch.document_ids).reshape(-1, 2)
+        def vectors(model, texts, slots, numbers, key):
+            def one(rows):
+                texts, numbers = rows
+                hidden = model(texts.tokens, dropout_keys=row_keys(key, numbers))
+                return embed_packed(hidden, texts, embedding)
+
+            found = in_microbatches(one, (texts, numbers), most=placement.most_rows)
+            # Rows that microbatches added stand at the end.
+            width = found.shape[-1]
+            found = found.reshape(-1, *found.shape[2:])[: len(numbers)]  # B T D
+            found = found.reshape(len(slots), -1, width)
+            return jnp.take_along_axis(found, slots[..., None], axis=1)  # P C D
+
+        batch = jax.tree.map(jnp.asarray, batch)
+        mesh = placement.mesh
+        everywhere = over_data(vectors, mesh, splits=(True, True, True, False))
+        numbers = row_numbers(batch.texts.tokens)
+        found = everywhere(model, batch.texts, batch.slots, numbers, key)
+        found = constrain(found.reshape(-1, found.shape[-1]), mesh, REPEATED)
+        ids = batch.document_ids.reshape(-1, 2)
         loss, accuracy = info_nce(
-            vectors[batch.query_slots],
-            vectors[batch.document_slots],
+            constrain(found[batch.query_places], mesh, ROWS),
+            constrain(found[batch.document_places], mesh, REPEATED),
             scale=scale,
-            document_ids=ids[batch.document_slots],
+            document_ids=constrain(ids, mesh, REPEATED)[batch.document_places],
         )
         return loss, {"accuracy": accuracy}
 
     return objective
 
 
-def row_keys(key: Key[Array, ""], tokens: Tokens) -> Key[Array, " B"]:
+def row_numbers(tokens: Tokens) -> Int32[Array, " B"]:
+    """Number the rows of the global batch."""
+    return jnp.arange(tokens.ids.shape[0], dtype=jnp.int32)
+
+
+def row_keys(key: Key[Array, ""], numbers: Int32[Array, " B"]) -> Key[Array, " B"]:
     """Give each row of the global batch a key of its own."""
-    rows = jnp.arange(tokens.ids.shape[0])
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
