@@ -7,8 +7,6 @@ state was saved. What a command needs is imported when it runs, so `--help` is q
 import argparse
 import dataclasses
 import logging
-import os
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from nomic_jax.config import NOMIC_PROMPTS
+from nomic_jax.prepare_command import Prepare, prepare
 
 WRONG_INPUT = 2
 
@@ -24,7 +22,6 @@ Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 Number = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 Dtype = Literal["float32", "bfloat16"] | None
-Line = Annotated[str | None, tyro.conf.arg(metavar="STR")]
 Factor = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 
 
@@ -49,40 +46,6 @@ class Verify:
     """Check a model against its fingerprint and, where it is installed, PyTorch."""
 
     model: Model  # folder or hub id
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepare:
-    """Tokenise sources once into stores that training reads at any step.
-
-    A source is a .jsonl, .txt (both also .gz) or .parquet file, a folder of shards,
-    tfds:NAME:SPLIT, hf:FOLDER, or a data list (.yaml); here or at any URL of fsspec.
-    The same command again goes on where it was stopped, and checks what is done.
-    """
-
-    sources: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE...")
-    ]
-    out: str  # folder or URL of the stores, one for each source
-    tokenizer: str  # folder or hub id
-    row_length: Number = (
-        None  # text: tokens of a packed row; None: the sources hold pairs
-    )
-    query_length: Number = None  # pairs: tokens; longer queries are cut
-    document_length: Number = None  # pairs: tokens; longer documents are cut
-    text: str = "text"  # column of text
-    query: str = "query"  # column of queries
-    document: str = "document"  # column of documents
-    negatives: str = "negatives"  # column of a list of hard negatives; may be missing
-    query_prefix: str = NOMIC_PROMPTS["search_query"]  # before each query
-    document_prefix: str = NOMIC_PROMPTS["search_document"]  # before each document
-    query_only: Literal["ignore", "honour"] = "ignore"  # such marks of a data list
-    num_negatives: int = 0  # stored for each pair, the first ones
-    too_few_negatives: Literal["error", "drop", "repeat"] = "error"
-    too_long: Literal["cut", "error"] = "cut"  # what texts over their length meet
-    rows_per_shard: int = 100_000  # of a source; documents are packed within them
-    workers: int = os.cpu_count() or 1  # processes
-    beam: Line = None  # options of an Apache Beam runner: "--runner=FlinkRunner ..."
 
 
 def main() -> None:
@@ -140,58 +103,6 @@ def embed(options: Embed) -> int:
         progress=True,
     )
     write_vectors(options.output, texts, vectors)
-    return 0
-
-
-def prepare(options: Prepare) -> int:
-    """Run `nomic-jax prepare`: a line for each store."""
-    from nomic_jax.checkpoints.hub import resolve
-    from nomic_jax.sources.pairs import PairColumns
-    from nomic_jax.store.beam import prepare_collection_on_beam
-    from nomic_jax.store.planned import plan_pairs, plan_rows
-    from nomic_jax.store.prepare import prepare_collection
-    from nomic_jax.store.rules import PairRule, RowRule
-    from nomic_jax.tokenizer import TextTokenizer
-
-    lengths = (options.query_length, options.document_length)
-    if (options.row_length is None) == (None in lengths):
-        raise ValueError(
-            "give --row-length for text, or --query-length and --document-length for "
-            "pairs"
-        )
-    if options.row_length is not None:
-        rows = RowRule(
-            row_length=options.row_length,
-            column=options.text,
-            rows_per_range=options.rows_per_shard,
-        )
-        planned = plan_rows(options.sources, rows)
-    else:
-        columns = PairColumns(options.query, options.document, options.negatives)
-        pairs = PairRule(
-            query_prefix=options.query_prefix,
-            document_prefix=options.document_prefix,
-            query_length=options.query_length,
-            document_length=options.document_length,
-            columns=columns,
-            num_negatives=options.num_negatives,
-            too_few_negatives=options.too_few_negatives,
-            too_long=options.too_long,
-        )
-        planned = plan_pairs(
-            options.sources, pairs, honour_query_only=options.query_only == "honour"
-        )
-    tokenizer = TextTokenizer.from_folder(resolve(options.tokenizer, weights=False))
-    if options.beam is not None:
-        made = prepare_collection_on_beam(
-            planned, tokenizer, options.out, pipeline_options=shlex.split(options.beam)
-        )
-    else:
-        made = prepare_collection(
-            planned, tokenizer, options.out, workers=options.workers
-        )
-    for manifest in made:
-        print(manifest.summary(), flush=True)
     return 0
 
 

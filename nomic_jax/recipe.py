@@ -119,8 +119,9 @@ def _prepared(stage: PrepareStage, folder: RunFolder) -> Carried:
 def _from_stores(stage: Stage) -> Carried:
     """Begin without a prepare stage: the stores bring their tokenizer along."""
     assert isinstance(stage, MlmStage), "check_stages puts prepare or mlm first"
-    tokenizer = read_bytes(join(stage.data.stores, "tokenizer.json"))
-    return Carried(TextTokenizer.from_json(tokenizer.decode()), held_out=())
+    place = join(stage.data.stores, "tokenizer.json")
+    tokenizer = TextTokenizer.from_json(read_bytes(place).decode(), place=place)
+    return Carried(tokenizer, held_out=())
 
 
 def _trained_mlm(

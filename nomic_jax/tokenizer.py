@@ -62,13 +62,12 @@ class TextTokenizer:
         """Read `tokenizer.json`, or let transformers build one from older files.
 
         Raises:
-            ValueError: the folder holds no tokenizer.
+            ValueError: the folder holds no tokenizer, or one that cannot be read.
         """
-        import tokenizers
-
         folder = Path(folder)
         if (folder / "tokenizer.json").is_file():
-            return cls(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
+            text = (folder / "tokenizer.json").read_text()
+            return cls.from_json(text, place=str(folder / "tokenizer.json"))
         if not (folder / "vocab.txt").is_file():
             raise ValueError(
                 f"{folder} holds no tokenizer: tokenizer.json or vocab.txt is needed"
@@ -79,11 +78,18 @@ class TextTokenizer:
         return cls(slow.backend_tokenizer)
 
     @classmethod
-    def from_json(cls, text: str) -> "TextTokenizer":
-        """Build one from the content of a `tokenizer.json`."""
+    def from_json(cls, text: str, *, place: str = "the text") -> "TextTokenizer":
+        """Build one from the content of a `tokenizer.json`, which lies in a place.
+
+        Raises:
+            ValueError: the content is no tokenizer.
+        """
         import tokenizers
 
-        return cls(tokenizers.Tokenizer.from_str(text))
+        try:
+            return cls(tokenizers.Tokenizer.from_str(text))
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"{place} holds no tokenizer: {error}") from error
 
     @classmethod
     def train(cls, texts: Sequence[str], *, vocab_size: int) -> "TextTokenizer":

@@ -15,7 +15,15 @@ ROOMS = (
     *("config", "whole_file", "storage", "backend", "batch", "tokenizer", "batching"),
     *("sharding", "sources", "store", "data", "model", "checkpoints", "training"),
     *("embedder", "search", "curation", "evaluation", "report", "stages"),
-    *("verify", "embed_files", "results", "recipe", "overrides", "cli"),
+    *(
+        "verify",
+        "embed_files",
+        "results",
+        "recipe",
+        "overrides",
+        "prepare_command",
+        "cli",
+    ),
 )
 HEAVY = ("jax", "flax", "transformers", "orbax", "torch", "grain", "matplotlib")
 

@@ -1,5 +1,6 @@
 """The commands: what they write, what they say, and how they end."""
 
+import gzip
 import io
 import json
 import os
@@ -10,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_checkpoints as tiny
+from store_pairs import pair_source, tokenizer
 
 import nomic_jax.embedder
 from nomic_jax.cli import guarded
 from nomic_jax.cli import nomic_jax as run
+from nomic_jax.store.store import open_stores
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.py"
@@ -75,7 +78,7 @@ def python(*arguments, **options):
     )
 
 
-@pytest.mark.parametrize("command", [[], ["embed"], ["verify"]])
+@pytest.mark.parametrize("command", [[], ["embed"], ["prepare"], ["verify"]])
 def test_help_imports_nothing_heavy(command):
     done = python("-c", IMPORTED, *command, "--help", text=True)
     assert done.stderr == "0 []"
@@ -99,7 +102,7 @@ def test_help_shows_every_option_with_its_default(capsys):
     ("arguments", "says"),
     [
         (["embed", "m", "--task", "clustering", "--outptu", "x.npy"], "--output"),
-        (["embedd", "m"], "embed, verify"),
+        (["embedd", "m"], "embed, prepare"),
         (["embed", "--task", "clustering"], "MODEL"),
         (["embed", "m", "--task", "clustering", "--dim", "many"], "--dim"),
         ([], "Missing subcommand"),
@@ -292,3 +295,199 @@ def test_train_refuses_what_it_does_not_know(arguments, says):
     done = python(TRAIN, *arguments, text=True)
     assert done.returncode == 2
     assert says in done.stderr.splitlines()[-1]
+
+
+PAIRS = ("--query-length", "16", "--document-length", "24", "--workers", "1")
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A folder with a small tokenizer, and sources of all kinds of the same words."""
+    folder = tmp_path_factory.mktemp("words")
+    (folder / "tokenizer").mkdir()
+    tokenizer().save(folder / "tokenizer")
+    for name in ("foxes", "dogs"):
+        lines = [
+            json.dumps({"query": pair.query, "document": pair.document})
+            for pair in pair_source(60, seed=len(name)).pairs
+        ]
+        with gzip.open(folder / f"{name}.jsonl.gz", "wt") as file:
+            file.write("\n".join(lines))
+    shard = json.loads(lines[0]) | {
+        "metadata": {"objective": {"self": [], "paired": [["query", "document"]]}}
+    }
+    with gzip.open(folder / "shard-00000.jsonl.gz", "wt") as file:
+        for number in range(20):
+            file.write(json.dumps(shard | {"document": f"fox {number}"}) + "\n")
+    (folder / "data.yaml").write_text(
+        'datasets:\n  - name: "wolves"\n    bucket: "shard-{00000..00000}.jsonl.gz"\n'
+        '    query_prefix: "clustering"\n    objective:\n      type: "paired"\n'
+        '      columns: ["query", "document"]\n'
+    )
+    texts = [pair.document for pair in pair_source(60).pairs]
+    (folder / "notes.txt").write_text("\n\n".join(texts))
+    return folder
+
+
+def prepare(capsys, words, out, *arguments):
+    """The exit status, and the lines of both outputs but for the progress bars."""
+    capsys.readouterr()
+    common = ("--out", out, "--tokenizer", words / "tokenizer")
+    status = run(["prepare", *map(str, (*arguments, *common))])
+    said = capsys.readouterr()
+    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    return status, said.out.splitlines(), errors
+
+
+def test_pairs_of_several_sources_become_stores(words, tmp_path, capsys):
+    places = [words / name for name in ("foxes.jsonl.gz", "dogs.jsonl.gz", "data.yaml")]
+    status, said, _ = prepare(capsys, words, tmp_path, *places, *PAIRS)
+    stores = open_stores(tmp_path)
+    assert status == 0 and list(stores) == ["foxes", "dogs", "wolves"]
+    for line, (name, store) in zip(said, stores.items(), strict=True):
+        tokens = store.lengths(np.arange(len(store))).sum()
+        cut = store.manifest.counts["cut_documents"]
+        assert line.startswith(f"{name}: {len(store)} pairs, {tokens:,} tokens, ")
+        assert line.endswith(f"in {tmp_path}/{name}")
+        assert (f"{cut} documents cut" in line) == (cut > 0)
+    assert stores["foxes"].manifest.rule["query_prefix"] == "search_query: "
+    assert stores["wolves"].manifest.rule["document_prefix"] == "clustering: "
+    # Once more: all is verified, and a file that was changed is told of.
+    assert prepare(capsys, words, tmp_path, *places, *PAIRS)[:2] == (0, said)
+    (shard,) = (tmp_path / "dogs").glob("*.array_record")
+    data = bytearray(shard.read_bytes())
+    data[400] ^= 1
+    shard.write_bytes(data)
+    status, _, errors = prepare(capsys, words, tmp_path, *places, *PAIRS)
+    assert status == 2 and len(errors) == 1 and "has checksum" in errors[0]
+
+
+def test_text_becomes_packed_rows(words, tmp_path, capsys):
+    arguments = (words / "notes.txt", "--row-length", "32", "--split", "paragraphs")
+    status, said, _ = prepare(capsys, words, tmp_path, *arguments, "--workers", "1")
+    (store,) = open_stores(tmp_path).values()
+    assert status == 0 and store.manifest.kind == "rows"
+    lost = store.manifest.counts["lost_tokens"]
+    assert said[0].startswith(f"notes: {len(store)} rows, {32 * len(store):,} tokens, ")
+    assert f"{lost} tokens lost at the ends of ranges, in " in said[0]
+    assert store.manifest.input_rows == 60
+
+
+def test_a_source_may_be_given_a_name_and_join_a_collection(words, tmp_path, capsys):
+    source = words / "foxes.jsonl.gz"
+    assert prepare(capsys, words, tmp_path, source, *PAIRS)[0] == 0
+    swapped = ("--query", "document", "--document", "query", "--name", "answers")
+    assert prepare(capsys, words, tmp_path, source, *PAIRS, *swapped)[0] == 0
+    assert list(open_stores(tmp_path)) == ["foxes", "answers"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["foxes.jsonl.gz"], "give --row-length for text, or --query-length and"),
+        (["foxes.jsonl.gz", "--query-length", "9"], "give --row-length for text"),
+        (["foxes.jsonl.gz", *PAIRS, "--row-length", "9"], "give --row-length for"),
+        (["foxes.csv", *PAIRS], "foxes.csv has an unknown ending; known: *.jsonl"),
+        (["gone.jsonl", *PAIRS], "gone.jsonl cannot be read: No such file"),
+        (["foxes.jsonl.gz", "foxes.jsonl.gz", *PAIRS], "2 sources are named 'foxes'"),
+        (["data.yaml", *PAIRS, "--name", "mine"], "the name 'mine' is for one source"),
+        (["data.yaml", "--row-length", "9"], "is a data YAML"),
+        (
+            ["notes.txt", "--row-length", "9", "--num-negatives", "2"],
+            "--num-negatives would change nothing: text has none",
+        ),
+        (
+            ["foxes.jsonl.gz", *PAIRS, "--text", "body"],
+            "--text would change nothing: --query and --document name",
+        ),
+        (["foxes.jsonl.gz", *PAIRS, "--workers", "0"], "workers=0 must be at least 1"),
+        (["foxes.jsonl.gz", *PAIRS, "--tokenizer", "gone"], "gone is not a folder"),
+        (["foxes.jsonl.gz", *PAIRS, "--tokenizer", "."], "holds no tokenizer"),
+        (["foxes.jsonl.gz", *PAIRS, "--query", "qery"], "foxes.jsonl.gz:1: no column"),
+        ([*PAIRS], "no source is given"),
+    ],
+)
+def test_what_prepare_refuses_is_one_line_and_leaves_no_store(
+    words, tmp_path, capsys, monkeypatch, arguments, says
+):
+    monkeypatch.chdir(words)
+    out = tmp_path / "out"
+    common = ["--out", str(out)]
+    if "--tokenizer" not in arguments:
+        common += ["--tokenizer", "tokenizer"]
+    status = run(["prepare", *arguments, *common])
+    errors = [e for e in capsys.readouterr().err.splitlines() if e.startswith("error:")]
+    assert status == 2 and len(errors) == 1 and says in errors[0]
+    assert not list(out.rglob("*.array_record")) and not list(out.rglob("stores.json"))
+
+
+def test_another_preparation_and_a_broken_line_are_named(words, tmp_path, capsys):
+    source, out = words / "foxes.jsonl.gz", tmp_path / "out"
+    assert prepare(capsys, words, out, source, *PAIRS)[0] == 0
+    status, _, errors = prepare(
+        capsys, words, out, source, *PAIRS, "--query-prefix", ""
+    )
+    assert status == 2 and len(errors) == 1
+    assert "rule.query_prefix is 'search_query: ' there and '' here" in errors[0]
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"query": "fox", "document": "dog"}\n{"query": "fox", \n')
+    status, _, errors = prepare(capsys, words, out, broken, *PAIRS)
+    assert status == 2 and len(errors) == 1 and "broken.jsonl:2: not JSON" in errors[0]
+    broken.write_text('{"query": "fox", "document": "dog"}\n{"query": " "}\n')
+    status, _, errors = prepare(capsys, words, out, broken, *PAIRS)
+    assert (status, len(errors)) == (2, 1) and "broken.jsonl:2: no column" in errors[0]
+    assert list(open_stores(out)) == ["foxes"]
+
+
+def test_blank_texts_are_an_error_or_dropped(words, tmp_path, capsys):
+    source = tmp_path / "blank.jsonl"
+    lines = [{"query": f"fox {i}", "document": f"dog {i}"} for i in range(9)]
+    lines[4]["query"], lines[7]["document"] = " ", None
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "out"
+    status, _, errors = prepare(capsys, words, out, source, *PAIRS)
+    assert status == 2 and len(errors) == 1
+    assert "blank.jsonl:5: column 'query' is blank; " in errors[0]
+    assert "set blank to 'drop'" in errors[0]
+    status, said, _ = prepare(capsys, words, out, source, *PAIRS, "--blank", "drop")
+    assert status == 0 and "7 pairs" in said[0] and "2 dropped as blank" in said[0]
+    assert len(open_stores(out)["blank"]) == 7
+
+
+@pytest.mark.slow
+def test_the_command_prepares_with_two_processes_what_one_prepares(
+    words, tmp_path, capsys
+):
+    source = words / "foxes.jsonl.gz"
+    common = (source, *PAIRS, "--rows-per-shard", "20")
+    assert prepare(capsys, words, tmp_path / "one", *common)[0] == 0
+    done = python(
+        *("-m", "nomic_jax.cli", "prepare", *common, "--workers", "2"),
+        *("--out", tmp_path / "two", "--tokenizer", words / "tokenizer"),
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("foxes: 60 pairs, ")
+    (one,), (two,) = (open_stores(tmp_path / n).values() for n in ("one", "two"))
+    assert one.manifest == two.manifest and len(two.manifest.shards) == 3
+    for texts, others in zip(
+        one.read(np.arange(60)), two.read(np.arange(60)), strict=True
+    ):
+        assert [text.tolist() for text in texts] == [text.tolist() for text in others]
+
+
+@pytest.mark.filterwarnings("ignore")  # Beam's own, of many kinds
+def test_a_collection_is_prepared_on_beam(words, tmp_path, capsys):
+    pytest.importorskip("apache_beam")
+    source = words / "foxes.jsonl.gz"
+    assert prepare(capsys, words, tmp_path / "here", source, *PAIRS)[0] == 0
+    beam = (*PAIRS, "--beam=--runner=DirectRunner --save_main_session")
+    assert prepare(capsys, words, tmp_path / "beam", source, *beam)[0] == 0
+    here, there = (open_stores(tmp_path / name)["foxes"] for name in ("here", "beam"))
+    assert here.manifest == there.manifest
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"query": "fox", \n')
+    status, _, errors = prepare(capsys, words, tmp_path / "beam", broken, *beam)
+    assert "while running" not in errors[0]  # what a runner adds
+    assert status == 2 and len(errors) == 1 and "broken.jsonl:1: not JSON" in errors[0]
+    assert not list((tmp_path / "beam" / "broken").glob("*.error"))

@@ -105,3 +105,14 @@ def test_json_is_utf_8_and_readable(tmp_path):
     data = (tmp_path / "value.json").read_bytes()
     assert "näme".encode() in data and data.endswith(b"\n")
     assert json.loads(data) == {"näme": [1, None]}
+
+
+def test_a_folders_files_are_listed_with_their_sizes_and_removed(folder):
+    assert storage.sizes(folder + "/none") == {}
+    for name in ("a.bin", "deep/b.bin"):
+        storage.write_bytes(storage.join(folder, name), CONTENT)
+    storage.write_bytes(storage.join(folder, "empty.bin"), b"")
+    assert storage.sizes(folder) == {"a.bin": len(CONTENT), "empty.bin": 0}
+    for _ in range(2):  # the second time it is gone already
+        storage.remove(storage.join(folder, "a.bin"))
+    assert storage.sizes(folder) == {"empty.bin": 0}

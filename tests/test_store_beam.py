@@ -13,8 +13,6 @@ from nomic_jax.store.rules import RowRule
 @pytest.mark.parametrize("kind", ["pairs", "rows"])
 def test_beam_writes_the_bytes_that_processes_write(tmp_path, kind):
     pytest.importorskip("apache_beam")
-    from apache_beam.options.pipeline_options import PipelineOptions
-
     rows = RowRule(row_length=16, column="document", rows_per_range=40)
     rule = pair_rule() if kind == "pairs" else rows
     arguments = (pair_source(170), rule, tokenizer())
@@ -25,7 +23,7 @@ def test_beam_writes_the_bytes_that_processes_write(tmp_path, kind):
         *arguments,
         f"file://{tmp_path}/beam",
         records_per_shard=40,
-        pipeline_options=PipelineOptions(["--runner=DirectRunner"]),
+        pipeline_options=["--runner=DirectRunner"],
     )
     assert beam == alone
     assert content(tmp_path / "beam") == content(tmp_path / "alone")

@@ -276,7 +276,10 @@ def test_an_error_in_a_process_arrives_as_the_same_line(tmp_path):
     bad.pairs[97] = Pair("fox", "")
     with pytest.raises(ValueError) as caught:
         prepare(tmp_path / "store", source=bad, workers=2)
-    assert str(caught.value) == ("source 'foxes', pair 97: column 'document' is blank")
+    assert str(caught.value) == (
+        "source 'foxes', pair 97: column 'document' is blank; give it text, or set "
+        "blank to 'drop'"
+    )
     assert not list((tmp_path / "store").glob(".*"))
 
 
@@ -528,6 +531,21 @@ def test_a_collection_holds_stores_by_name_and_their_tokenizer(whole, tmp_path):
     planned.append((pair_source(20, name="wolves"), pair_rule()))
     prepare_collection(planned, tmp_path, tmp_path, **options)
     assert list(open_stores(tmp_path)) == ["foxes", "dogs", "wolves"]
+
+
+def test_further_sources_join_a_collection_behind_those_it_has(tmp_path):
+    for name in ("foxes", "dogs", "wolves", "foxes"):
+        planned = [(pair_source(30, name=name), pair_rule())]
+        made = prepare_collection(planned, tokenizer(), tmp_path, progress=False)
+        assert list(made) == [name]
+    assert list(open_stores(tmp_path)) == ["foxes", "dogs", "wolves"]
+
+
+def test_a_source_that_is_blank_throughout_is_refused(tmp_path):
+    source = PairSource("blank", [Pair("fox", " ")] * 90, "", "")
+    with pytest.raises(ValueError, match="'blank': all 90 texts are blank"):
+        prepare(tmp_path, source=source, rule=pair_rule(blank="drop"))
+    assert content(tmp_path) == {}
 
 
 def test_an_unfinished_collection_is_no_collection(tmp_path):

@@ -155,3 +155,55 @@ def test_a_tokenizers_digest_survives_saving_and_tells_others_apart(tmp_path):
     assert TextTokenizer.from_folder(tmp_path).digest == tokenizer().digest
     other = TextTokenizer.train(["the quick brown fox"] * 3, vocab_size=100)
     assert other.digest != tokenizer().digest
+
+
+BLANKS = [
+    Pair("one", "fox", ("dogs", " ", "wizards")),
+    Pair(" ", "fox"),
+    Pair("three", ""),
+    Pair("four", "lazy", ("dogs",)),
+]
+
+
+@pytest.mark.parametrize(
+    ("first", "column"), [(0, r"negatives\[1\]"), (1, "query"), (2, "document")]
+)
+def test_a_blank_text_is_an_error_that_names_the_way_out(first, column):
+    source = PairSource("blanks", BLANKS, "", "")
+    message = f"pair {first}: column '{column}' is blank; .* set blank to 'drop'"
+    with pytest.raises(ValueError, match=message):
+        records_of(source, pair_rule(num_negatives=1), first, first + 1)
+    if column == "document":
+        with pytest.raises(ValueError, match=message):
+            records_of(source, RowRule(row_length=8, column="document"))
+
+
+def test_blank_texts_are_dropped_where_asked_and_counted():
+    source = PairSource("blanks", BLANKS, "", "")
+    records, counts = records_of(source, pair_rule(num_negatives=1, blank="drop"))
+    assert [len(texts) for texts in records] == [3, 3]
+    assert counts["dropped_blank"] == 2 and counts["blank_negatives"] == 1
+    assert counts["input_rows"] == 4
+    # What is left of the negatives meets the rule for too few.
+    both = pair_rule(num_negatives=2, blank="drop", too_few_negatives="drop")
+    records, counts = records_of(source, both)
+    np.testing.assert_array_equal(records[0][3], ids("d: wizards"))
+    assert len(records) == 1 and counts["dropped_records"] == 1
+    rows = RowRule(row_length=3, column="document", blank="drop")
+    records, counts = records_of(source, rows)
+    assert counts["dropped_blank"] == 1 and counts["tokens"] == 9 == 3 * len(records)
+
+
+class Nowhere(PairSource):
+    """A source whose places take long to find."""
+
+    def place(self, row):
+        raise AssertionError("the place of a row that is as it should be")
+
+
+@pytest.mark.parametrize("kind", ["pairs", "rows"])
+def test_places_are_looked_up_for_errors_alone(kind):
+    source = Nowhere("foxes", pair_source(20).pairs, "", "")
+    rows = RowRule(row_length=8, column="document")
+    records, _ = records_of(source, pair_rule() if kind == "pairs" else rows)
+    assert records

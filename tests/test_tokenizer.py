@@ -130,3 +130,9 @@ def test_a_large_alphabet_does_not_exceed_the_vocabulary():
     letters = [chr(0x4E00 + i) for i in range(900)]
     tokenizer = TextTokenizer.train(["".join(letters)] * 3, vocab_size=300)
     assert tokenizer.size <= 300
+
+
+def test_a_broken_tokenizer_file_is_named(tmp_path):
+    (tmp_path / "tokenizer.json").write_text('{"model": ')
+    with pytest.raises(ValueError, match="tokenizer.json holds no tokenizer: "):
+        TextTokenizer.from_folder(tmp_path)

@@ -4,7 +4,14 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from nomic_jax.sources.source import Row, check_text, kind_of, stable_hash, text_of
+from nomic_jax.sources.source import (
+    Place,
+    Row,
+    check_text,
+    kind_of,
+    stable_hash,
+    text_of,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,7 +66,7 @@ class PairColumns:
     document: str = "document"
     negatives: str | None = "negatives"  # a text or a list of texts; rows may lack it
 
-    def pair(self, row: Row, place: str, *, allow_blank: bool = False) -> Pair:
+    def pair(self, row: Row, place: str | Place, *, allow_blank: bool = False) -> Pair:
         """Take a pair out of a row; with `allow_blank` null is the empty text.
 
         Raises:

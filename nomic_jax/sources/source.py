@@ -4,6 +4,7 @@ Nomic Embed draws every batch from a single source, so that the negatives of a b
 cannot be told apart by where they come from (arXiv:2402.01613, section 4.2).
 """
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -105,7 +106,21 @@ def stable_hash(text: str, *, seed: int = 0) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-def text_of(row: Row, column: str, place: str, *, allow_blank: bool = False) -> str:
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A row's place, found when it is printed: finding it may take reading."""
+
+    source: Source
+    row: int
+
+    def __str__(self) -> str:
+        """Ask the source."""
+        return self.source.place(self.row)
+
+
+def text_of(
+    row: Row, column: str, place: str | Place, *, allow_blank: bool = False
+) -> str:
     """Return the text in a row's column; with `allow_blank` null is the empty text.
 
     Raises:
@@ -118,7 +133,7 @@ def text_of(row: Row, column: str, place: str, *, allow_blank: bool = False) -> 
 
 
 def check_text(
-    value: object, column: str, place: str, *, allow_blank: bool = False
+    value: object, column: str, place: str | Place, *, allow_blank: bool = False
 ) -> str:
     """Return a column's value if it is a text that can be tokenised.
 

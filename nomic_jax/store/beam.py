@@ -5,16 +5,19 @@ that the pipeline's options name: Dataflow, Spark, Flink.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from nomic_jax import storage
 from nomic_jax.sources.source import Source
 from nomic_jax.store.finish import finish
-from nomic_jax.store.job import begin, finished, make_shard
+from nomic_jax.store.job import Job, begin, entry_name, finished, make_shard
 from nomic_jax.store.manifest import Manifest
 from nomic_jax.store.prepare import already_there, planned
 from nomic_jax.store.rules import Rule
 from nomic_jax.tokenizer import TextTokenizer
+
+NOTE = ".error"  # ends the name of a note of what was wrong with a range
 
 
 def prepare_on_beam(
@@ -24,7 +27,7 @@ def prepare_on_beam(
     out_url: str | Path,
     *,
     records_per_shard: int | None = None,
-    pipeline_options: Any = None,
+    pipeline_options: Sequence[str] = (),
 ) -> Manifest:
     """Tokenise a source into a store on a Beam runner, and wait for its end.
 
@@ -37,14 +40,15 @@ def prepare_on_beam(
         tokenizer: or the folder that holds one.
         out_url: the store's folder, which every machine can write.
         records_per_shard: as for `prepare_store`.
-        pipeline_options: Beam's `PipelineOptions`; None: of the command line's kind
-            with its defaults, the direct runner.
+        pipeline_options: as on the command line of a Beam program:
+            `["--runner=FlinkRunner", ...]`; none are the direct runner.
 
     Raises:
         ValueError: Beam is not installed; or as `prepare_store`.
     """
     try:
         import apache_beam
+        from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
         raise ValueError(
             "Apache Beam is not installed: pip install 'nomic-jax[beam]'"
@@ -57,11 +61,41 @@ def prepare_on_beam(
     entries = finished(job)
     missing = [i for i in range(job.preparation.num_shards) if i not in entries]
     if missing:
-        with apache_beam.Pipeline(options=pipeline_options) as pipeline:
-            shards = pipeline | "shards" >> apache_beam.Create(missing)
-            # Otherwise a runner may give all to the worker that made the numbers.
-            spread = shards | "spread" >> apache_beam.Reshuffle()
-            task = functools.partial(make_shard, job)
-            _ = spread | "tokenise" >> apache_beam.Map(task)
+        flags = PipelineOptions(list(pipeline_options))
+        problems(job)  # of an earlier try
+        try:
+            with apache_beam.Pipeline(options=flags) as pipeline:
+                shards = pipeline | "shards" >> apache_beam.Create(missing)
+                # Or a runner may give all to the worker that made the numbers.
+                spread = shards | "spread" >> apache_beam.Reshuffle()
+                task = functools.partial(attempt, job)
+                _ = spread | "tokenise" >> apache_beam.Map(task)
+        except Exception as error:
+            if found := problems(job):
+                raise ValueError(found[0]) from error
+            raise
         entries = finished(job)
     return finish(job, entries)
+
+
+def attempt(job: Job, index: int) -> None:
+    """Make a shard; of wrong input leave a note, as runners bury what was raised."""
+    try:
+        make_shard(job, index)
+    except ValueError as error:
+        note = storage.join(job.folder, entry_name(job, index) + NOTE)
+        storage.write_json(note, str(error))
+        raise
+
+
+def problems(job: Job) -> list[str]:
+    """Take the notes that failed attempts left."""
+    places = [
+        storage.join(job.folder, name)
+        for name in sorted(storage.sizes(job.folder))
+        if name.endswith(NOTE)
+    ]
+    found = [storage.read_json(place) for place in places]
+    for place in places:
+        storage.remove(place)
+    return found

@@ -68,9 +68,12 @@ def forget(job: Job) -> None:
 
 def _problem(manifest: Manifest) -> str | None:
     name, counts = manifest.name, manifest.counts
+    blank = counts.get("dropped_blank", 0)
+    if manifest.records == 0 and blank == counts["input_rows"]:
+        return f"source {name!r}: all {blank} texts are blank; is it the right column?"
     if manifest.records == 0 and manifest.kind == "pairs":
         return (
-            f"source {name!r}: all {counts['input_rows']} pairs have fewer than "
+            f"source {name!r}: all {counts['dropped_records']} pairs have fewer than "
             f"{manifest.rule['num_negatives']} negatives and were dropped; lower "
             "num_negatives"
         )

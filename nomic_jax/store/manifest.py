@@ -15,6 +15,19 @@ MANIFEST = "manifest.json"  # written last: a folder without it is no store yet
 PREPARATION = "preparation.json"  # there while the store is being made
 
 
+# What may happen to a text, by the name of its count.
+_SAID = {
+    "cut_queries": "queries cut",
+    "cut_documents": "documents cut",
+    "cut_negatives": "negatives cut",
+    "dropped_blank": "dropped as blank",
+    "blank_negatives": "blank negatives left out",
+    "dropped_records": "dropped for want of negatives",
+    "records_with_repeated_negatives": "with repeated negatives",
+    "lost_tokens": "tokens lost at the ends of ranges",
+}
+
+
 def shard_name(index: int, count: int) -> str:
     """Return the name that a shard's files begin with."""
     return f"shard-{index:05d}-of-{count:05d}"
@@ -79,6 +92,21 @@ class Manifest(Preparation):
         """Return what it was made of."""
         fields = dataclasses.fields(Preparation)
         return Preparation(**{f.name: getattr(self, f.name) for f in fields})
+
+    def summary(self) -> str:
+        """Return a line with the store's size, and what was cut or left out."""
+        size = sum(shard.bytes + shard.lengths_bytes for shard in self.shards)
+        parts = [
+            f"{self.name}: {self.records:,} {self.kind}",
+            f"{self.counts['tokens']:,} tokens",
+            f"{size:,} bytes",
+        ]
+        parts += [
+            f"{self.counts[key]:,} {said}"
+            for key, said in _SAID.items()
+            if self.counts.get(key)
+        ]
+        return ", ".join(parts)
 
 
 def read_manifest(folder: str) -> Manifest:

@@ -1,33 +1,47 @@
-"""From the places a user names to the sources and rules that `prepare` takes."""
+"""From the places a user names to the sources and rules that are prepared."""
 
 import dataclasses
 from collections.abc import Sequence
 
-from nomic_jax.sources.open_source import open_source
 from nomic_jax.sources.data_yaml import read_data_yaml
+from nomic_jax.sources.lines import Split
+from nomic_jax.sources.open_source import open_source
 from nomic_jax.sources.source import Source
-from nomic_jax.store.rules import PairRule, RowRule
+from nomic_jax.store.rules import PairRule, Rule
 
 
-def plan_pairs(
-    places: Sequence[str], rule: PairRule, *, honour_query_only: bool = False
-) -> list[tuple[Source, PairRule]]:
-    """Open sources of pairs, each with the rule its pairs are tokenised by.
+def plan_sources(
+    places: Sequence[str],
+    rule: Rule,
+    *,
+    name: str | None = None,
+    split: Split = "lines",
+    honour_query_only: bool = False,
+) -> list[tuple[Source, Rule]]:
+    """Open sources, each with the rule by which its rows become records.
 
     Args:
-        places: files, folders, URLs or data lists (.yaml), which bring their own
-            prefixes and columns.
-        rule: of sources that bring none, and the lengths of all.
+        places: as `open_source` takes them; of pairs also data YAMLs (.yaml), which
+            bring their own prefixes and columns.
+        rule: of sources that bring none, and the lengths and policies of all.
+        name: of the one source; those of files and data YAMLs where not given.
+        split: as for `open_source`.
         honour_query_only: leave documents of sources marked `query_only` without
-            prefix. The first published models ignored the mark.
+            prefix. Nomic Embed v1 ignored the mark.
 
     Raises:
-        ValueError: a place holds no source, or two sources share a name.
+        ValueError: a place holds no source, or a name is given for several.
     """
-    planned: list[tuple[Source, PairRule]] = []
+    lists = [p for p in places if p.endswith((".yaml", ".yml"))]
+    if name is not None and (len(places) != 1 or lists):
+        raise ValueError(
+            f"the name {name!r} is for one source, and {len(places)} places are given"
+            + (", of which a data YAML names its own" if lists else "")
+        )
+    planned: list[tuple[Source, Rule]] = []
     for place in places:
-        if not place.endswith((".yaml", ".yml")):
-            planned.append((open_source(place), rule))
+        if place not in lists or not isinstance(rule, PairRule):
+            planned.append((open_source(place, name, split=split), rule))
             continue
         for entry in read_data_yaml(place):
             bare = honour_query_only and entry.query_only
@@ -39,12 +53,3 @@ def plan_pairs(
             )
             planned.append((entry.source, own))
     return planned
-
-
-def plan_rows(places: Sequence[str], rule: RowRule) -> list[tuple[Source, RowRule]]:
-    """Open sources of documents for the masked language model.
-
-    Raises:
-        ValueError: a place holds no source.
-    """
-    return [(open_source(place), rule) for place in places]

@@ -4,13 +4,13 @@ import contextlib
 import functools
 import re
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 from nomic_jax import storage
 from nomic_jax.sources.source import Source
 from nomic_jax.store.finish import finish, forget
-from nomic_jax.store.folder import sizes
 from nomic_jax.store.job import Entry, Job, begin, finished, make_shard, plan, sweep
 from nomic_jax.store.manifest import MANIFEST, Manifest, check_same
 from nomic_jax.store.processes import Report, run_tasks
@@ -73,22 +73,26 @@ def prepare_collection(
     tokenizer: TextTokenizer | str | Path,
     out_url: str | Path,
     *,
-    workers: int = 1,
-    records_per_shard: int | None = None,
-    progress: bool = True,
+    make_store: Callable[..., Manifest] = prepare_store,
+    **options: Any,
 ) -> dict[str, Manifest]:
     """Make a store of each source, in folders by their names, with one tokenizer.
+
+    Stores that the collection has already stay in it, before the new ones.
 
     Args:
         named_sources: each with the rule of its records.
         tokenizer: of all; it is written beside the stores.
         out_url: the collection's folder, local or at a URL.
-        workers: as for `prepare_store`.
-        records_per_shard: as for `prepare_store`.
-        progress: as for `prepare_store`.
+        make_store: makes each, of a source, its rule, the tokenizer and a folder:
+            `prepare_store`, or `prepare_on_beam`.
+        options: of `make_store`.
+
+    Returns:
+        The manifests of the stores made now, by name.
 
     Raises:
-        ValueError: as `prepare_store`; or two sources share a name, a name is no name
+        ValueError: as `make_store`; or two sources share a name, a name is no name
             of a folder, or the collection has another tokenizer.
     """
     if not named_sources:
@@ -103,25 +107,20 @@ def prepare_collection(
         if names.count(name) > 1:
             raise ValueError(
                 f"{names.count(name)} sources are named {name!r}: each needs a name "
-                "of its own"
+                "of its own; prepare one after another, each with its `name`"
             )
     tokenizer = _loaded(tokenizer)
     _check_tokenizer(tokenizer, out_url)
     manifests = {
-        source.name: prepare_store(
-            source,
-            rule,
-            tokenizer,
-            storage.join(out_url, source.name),
-            workers=workers,
-            records_per_shard=records_per_shard,
-            progress=progress,
+        source.name: make_store(
+            source, rule, tokenizer, storage.join(out_url, source.name), **options
         )
         for source, rule in named_sources
     }
     try:
         _write_tokenizer(tokenizer, out_url)
-        storage.write_json(storage.join(out_url, STORES), {"stores": names})
+        listed = dict.fromkeys((*_listed(out_url), *names))
+        storage.write_json(storage.join(out_url, STORES), {"stores": list(listed)})
     except OSError as error:
         if not is_full(error):
             raise
@@ -162,7 +161,7 @@ def already_there(job: Job) -> Manifest | None:
     Raises:
         ValueError: it is another one, or a file of it was changed.
     """
-    if MANIFEST not in sizes(job.folder):
+    if MANIFEST not in storage.sizes(job.folder):
         return None
     store = Store.open(job.folder)
     check_same(store.manifest.preparation, job.preparation, job.folder)
@@ -210,6 +209,14 @@ def _loaded(tokenizer: TextTokenizer | str | Path) -> TextTokenizer:
     return TextTokenizer.from_folder(Path(tokenizer))
 
 
+def _listed(folder: str | Path) -> list[str]:
+    """Return the names of a collection's stores; none where there is no collection."""
+    try:
+        return storage.read_json(storage.join(folder, STORES))["stores"]
+    except FileNotFoundError:
+        return []
+
+
 def _write_tokenizer(tokenizer: TextTokenizer, out_url: str | Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(Path(folder))
@@ -221,9 +228,8 @@ def _check_tokenizer(tokenizer: TextTokenizer, folder: str | Path) -> None:
     place = storage.join(folder, TOKENIZER)
     if not storage.exists(place):
         return
-    import json
 
-    there = TextTokenizer.from_json(json.dumps(storage.read_json(place)))
+    there = TextTokenizer.from_json(storage.read_bytes(place).decode(), place=place)
     if there.digest != tokenizer.digest:
         raise ValueError(
             f"{place} has digest {there.digest}, the tokenizer given {tokenizer.digest}"

@@ -23,7 +23,7 @@ class PairRule:
     # What becomes of a pair with fewer: `repeat` goes through those it has again.
     too_few_negatives: Literal["error", "drop", "repeat"] = "error"
     too_long: Literal["cut", "error"] = "cut"  # a cut text keeps its closing token
-    # What becomes of a pair with a blank or null text; of a blank negative, alone.
+    # What a blank or null text does to its pair; a negative is left out alone.
     blank: Literal["error", "drop"] = "error"
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class RowRule:
     row_length: int  # tokens of every row
     column: str = "text"
     rows_per_range: int = 100_000  # of the source; each range becomes one shard
-    blank: Literal["error", "drop"] = "error"  # what becomes of a blank or null text
+    blank: Literal["error", "drop"] = "error"  # or leave a blank or null text out
 
     def __post_init__(self) -> None:
         """Refuse numbers that give no rows.

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from nomic_jax.sources.pairs import Pair
-from nomic_jax.sources.source import Row, Source, text_of
+from nomic_jax.sources.source import Place, Row, Source, text_of
 from nomic_jax.store.rules import PairRule, RowRule, Rule
 from nomic_jax.tokenizer import TextTokenizer
 
@@ -38,9 +38,9 @@ def tokenize_range(
         source: names the rows, for errors.
         start: the first row's number in the source.
         counts: added to while records are taken: `input_rows`, `tokens` (of the
-            records); of pairs `cut_queries`, `cut_documents`, `cut_negatives`,
-            `dropped_records`, `records_with_repeated_negatives`; of rows
-            `lost_tokens`.
+            records), `dropped_blank`; of pairs `cut_queries`, `cut_documents`,
+            `cut_negatives`, `dropped_records`, `blank_negatives`,
+            `records_with_repeated_negatives`; of rows `lost_tokens`.
 
     Yields:
         The texts of each record, as token ids.
@@ -66,8 +66,15 @@ def _pairs(
         counts["input_rows"] += len(chunk)
         numbers, pairs = [], []
         for number, row in chunk:
-            place = source.place(number)
-            pair = rule.columns.pair(row, place)
+            place = Place(source, number)
+            pair = rule.columns.pair(row, place, allow_blank=True)
+            sides = {
+                rule.columns.query: pair.query,
+                rule.columns.document: pair.document,
+            }
+            if any(_is_blank(text, rule, name, place) for name, text in sides.items()):
+                counts["dropped_blank"] += 1
+                continue
             negatives = _negatives(pair, rule, place, counts)
             if negatives is not None:
                 numbers.append(number)
@@ -98,10 +105,16 @@ def _pairs(
 
 
 def _negatives(
-    pair: Pair, rule: PairRule, place: str, counts: collections.Counter[str]
+    pair: Pair, rule: PairRule, place: Place, counts: collections.Counter[str]
 ) -> tuple[str, ...] | None:
     """Return as many negatives as the rule asks for; None drops the pair."""
-    found, wanted = pair.negatives, rule.num_negatives
+    wanted = rule.num_negatives
+    found = tuple(
+        text
+        for i, text in enumerate(pair.negatives)
+        if not _is_blank(text, rule, f"{rule.columns.negatives}[{i}]", place)
+    )
+    counts["blank_negatives"] += len(pair.negatives) - len(found)
     if len(found) >= wanted:
         return found[:wanted]
     if rule.too_few_negatives == "drop":
@@ -114,6 +127,17 @@ def _negatives(
         f"{place}: {len(found)} negatives, num_negatives={wanted} are needed; lower "
         "it, or set too_few_negatives to 'drop'"
         + (" or 'repeat'" if found else ", as there is none to repeat")
+    )
+
+
+def _is_blank(text: str, rule: Rule, column: str, place: Place) -> bool:
+    """Say whether a text is blank, and left out; by another rule that is an error."""
+    if text.strip():
+        return False
+    if rule.blank == "drop":
+        return True
+    raise ValueError(
+        f"{place}: column {column!r} is blank; give it text, or set blank to 'drop'"
     )
 
 
@@ -139,7 +163,13 @@ def _rows(
     room = rule.row_length
     while chunk := list(itertools.islice(rows, ROWS_PER_CALL)):
         counts["input_rows"] += len(chunk)
-        texts = [text_of(row, rule.column, source.place(n)) for n, row in chunk]
+        texts = []
+        for number, row in chunk:
+            place = Place(source, number)
+            text = text_of(row, rule.column, place, allow_blank=True)
+            if not _is_blank(text, rule, rule.column, place):
+                texts.append(text)
+        counts["dropped_blank"] += len(chunk) - len(texts)
         for document in tokenizer.encode(texts, max_length=UNLIMITED).ids:
             while len(document):
                 pieces.append(document[:room])
