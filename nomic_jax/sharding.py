@@ -10,6 +10,7 @@ Modules know nothing of it: the rules name parameters by their paths.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -86,9 +87,7 @@ class MeshConfig:
         return data, fsdp, tensor
 
 
-def make_mesh(
-    config: MeshConfig, devices: Sequence[jax.Device] | None = None
-) -> Mesh | None:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh | None:
     """Lay devices out as the config says; a single device needs no mesh.
 
     Args:
@@ -109,6 +108,34 @@ def make_mesh(
 def row_parts(mesh: Mesh | None) -> int:
     """Return into how many parts the rows of a batch are split."""
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def host_share(mesh: Mesh | None) -> tuple[int, int]:
+    """Return which share of a batch's rows this process builds, and of how many.
+
+    Processes that hold the same rows, as where the tensor axis goes over them, build
+    the same share.
+
+    Raises:
+        ValueError: the mesh gives this process rows that are not side by side.
+    """
+    if mesh is None:
+        return 0, 1
+    parts = row_parts(mesh)
+    places = NamedSharding(mesh, ROWS).devices_indices_map((parts,))
+    mine = sorted(
+        {
+            rows.start or 0
+            for device, (rows,) in places.items()
+            if device.process_index == jax.process_index()
+        }
+    )
+    if mine != list(range(mine[0], mine[0] + len(mine))) or mine[0] % len(mine):
+        raise ValueError(
+            f"process {jax.process_index()} holds parts {mine} of {parts} of the rows; "
+            "order the mesh so that each process holds parts side by side"
+        )
+    return mine[0] // len(mine), parts // len(mine)
 
 
 def parameter_spec(path: str) -> PartitionSpec:
@@ -208,6 +235,26 @@ def over_data(
         in_specs=(REPEATED, *(split if each else REPEATED for each in splits)),
         out_specs=split,
         axis_names={"data"},
+    )
+
+
+def shared(function: Callable[..., Tree], mesh: Mesh | None) -> Callable[..., Tree]:
+    """Run a function of repeated arrays on all devices, each computing a share.
+
+    Args:
+        function: takes `axis`, the axes along which its devices share the work, or
+            None; what it returns is the same on all of them.
+        mesh: None: the function is called as it is.
+    """
+    if row_parts(mesh) == 1 or mesh is None:
+        return function
+    axes = ("data", "fsdp")
+    return jax.shard_map(
+        functools.partial(function, axis=axes),
+        mesh=mesh,
+        in_specs=REPEATED,
+        out_specs=REPEATED,
+        axis_names=set(axes),
     )
 
 

@@ -1,22 +1,16 @@
-"""Compute a step's loss and gradient on forced CPU devices; a script of its own process.
+"""Compute a step's loss and gradient on a mesh of forced CPU devices.
 
     python tests/mesh_gradients.py OUT DATA FSDP TENSOR
 
-The mesh is DATA x FSDP x TENSOR devices. OUT.npz gets, for each objective and number of
-rows at once, the loss and the gradient of every parameter; OUT.json what the compiled
-steps move between devices, and the bytes of the parameters on one of them.
+The mesh is DATA x FSDP x TENSOR devices, as many as XLA_FLAGS forces. OUT.npz gets, for
+each objective and number of rows at once, the loss and the gradient of every parameter;
+OUT.json what the compiled steps move between devices, and the bytes of the parameters
+on one of them.
 """
 
 import json
-
-import math
-import os
 import re
 import sys
-
-SIZES = [int(size) for size in sys.argv[2:5]]
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={math.prod(SIZES)}"
 
 import jax
 import numpy as np
@@ -36,8 +30,14 @@ from nomic_jax.sharding import (
     row_parts,
     shardings,
 )
+from nomic_jax.training.losses import ContrastiveLoss
 from nomic_jax.training.optimizer import parameter_name
-from nomic_jax.training.steps import Placement, contrastive_objective, mlm_objective
+from nomic_jax.training.placement import Placement
+from nomic_jax.training.steps import (
+    BiEncoder,
+    contrastive_objective,
+    mlm_objective,
+)
 
 SHAPE = {
     "vocab_size": 128,
@@ -53,7 +53,10 @@ SHAPE = {
     "initializer_range": 0.3,  # so that nothing is small by chance
     "dropout": 0.1,
 }
-MOST_ROWS = (None, 3, 1)
+LOSS = ContrastiveLoss(
+    temperature=0.05, learned_scale=True, both_directions=True, matryoshka_dims=(32, 8)
+)
+MOST_ROWS = (None, 3)
 
 
 def mlm_case():
@@ -80,7 +83,10 @@ def pair_case(parts):
     )
     # Dropout is keyed by row, and which text shares a row with which is the mesh's.
     config = ModelConfig(**SHAPE | {"dropout": 0.0})
-    return lambda: NomicBert(config, rngs=nnx.Rngs(0)), batches(0).arrays
+    return (
+        lambda: BiEncoder.of(NomicBert(config, rngs=nnx.Rngs(0)), LOSS),
+        batches(0).arrays,
+    )
 
 
 COLLECTIVE = re.compile(
@@ -115,8 +121,7 @@ def collectives(program):
     ]
 
 
-def main(out):
-    data, fsdp, tensor = SIZES
+def main(out, data, fsdp, tensor):
     mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor))
     embedding = EmbeddingConfig(pooling="mean", layer_norm=True, max_length=64)
     found, moved = {}, {}
@@ -134,7 +139,7 @@ def main(out):
             objective = (
                 mlm_objective(placement)
                 if case == "mlm"
-                else contrastive_objective(embedding, scale=20.0, placement=placement)
+                else contrastive_objective(embedding, LOSS, placement)
             )
             step = jax.jit(jax.value_and_grad(objective, has_aux=True))
             compiled = step.lower(model, placed, jax.random.key(7)).compile()
@@ -154,4 +159,4 @@ def main(out):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from nomic_jax.sharding import (
 from nomic_jax.training.optimizer import parameter_name
 
 HERE = Path(__file__).parent
-ALL, SOME, ONE = "None", "3", "1"  # rows at once
+ALL, SOME = "None", "3"  # rows at once
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,12 @@ def run_on(tmp_path_factory):
         if sizes not in done:
             out = str(folder / "x".join(map(str, sizes)))
             script = [sys.executable, str(HERE / "mesh_gradients.py"), out]
-            environment = os.environ | {"PYTHONPATH": f"{HERE.parent}:{HERE}"}
+            count = math.prod(sizes)
+            environment = os.environ | {
+                "JAX_PLATFORMS": "cpu",
+                "PYTHONPATH": f"{HERE.parent}:{HERE}",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+            }
             subprocess.run([*script, *map(str, sizes)], env=environment, check=True)
             with np.load(out + ".npz") as arrays:
                 found = dict(arrays)
@@ -64,10 +70,9 @@ LOSS, GRADIENT = 2e-6, 3e-5
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["mlm", "contrastive"])
-@pytest.mark.parametrize("most", [SOME, ONE])
-def test_microbatches_give_the_gradient_of_the_whole_batch(run_on, case, most):
+def test_microbatches_give_the_gradient_of_the_whole_batch(run_on, case):
     found, _ = run_on(1, 1, 1)
-    loss, gradient = worst_error(found, found, case, most)
+    loss, gradient = worst_error(found, found, case, SOME)
     assert loss < LOSS and gradient < GRADIENT
 
 
@@ -85,15 +90,14 @@ def test_a_mesh_gives_the_gradient_of_one_device(run_on, sizes, case, most):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("most", [ALL, SOME, ONE])
+@pytest.mark.parametrize("most", [ALL, SOME])
 def test_a_contrastive_step_gathers_embeddings_and_reduces_gradients_once(run_on, most):
     _, moved = run_on(8, 1, 1)
     collectives = moved[f"contrastive/{most}/"]
     assert not any(in_loop for _, _, in_loop in collectives)
     # P C D: all parts' texts.
     gathers = [s for kind, s, _ in collectives if kind == "all-gather" and "f32" in s]
-    assert [s.partition("{")[0] for s in gathers].count("f32[8,17,32]") == 1
-    assert len(gathers) == 2  # the other is the way back, of what the loss sends them
+    assert [shapes.partition("{")[0] for shapes in gathers] == ["f32[8,17,32]"]
     of_parameters = [
         shapes
         for kind, shapes, _ in collectives
@@ -103,15 +107,12 @@ def test_a_contrastive_step_gathers_embeddings_and_reduces_gradients_once(run_on
     # The word table's gradient is in the same reduction, and nowhere else.
     tables = [shapes.count("f32[128,32]") for _, shapes, _ in collectives]
     assert sum(tables) == of_parameters[0].count("f32[128,32]") == 1
-    assert not [
-        1 for kind, s, _ in collectives if kind == "all-gather" and "2,32,3" in s
-    ]
 
 
 @pytest.mark.slow
 def test_an_mlm_step_reduces_gradients_once(run_on):
     _, moved = run_on(8, 1, 1)
-    for most in (ALL, SOME, ONE):
+    for most in (ALL, SOME):
         kinds = [kind for kind, _, _ in moved[f"mlm/{most}/"]]
         assert kinds == ["all-reduce"] * 2  # sums and counts; gradients
         assert not any(in_loop for _, _, in_loop in moved[f"mlm/{most}/"])
