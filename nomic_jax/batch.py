@@ -7,6 +7,7 @@ Axis letters, in every signature of the project:
     H  attention heads          K  width of a head
     Q  queries of a batch       M  documents of a batch
     T  texts a row has room for N  masked positions of a row
+    P  parts of a batch's rows  C  texts a part has room for
     V  vocabulary               L  layers
 """
 
@@ -105,14 +106,16 @@ class PairBatch:
     """Queries and their documents, all from one source, side by side in the same rows.
 
     Documents come in groups of `M / Q`, the positive first, its hard negatives after:
-    document `i * M / Q` answers query `i`.
+    document `i * M / Q` answers query `i`. The rows are in P equal parts, one for each
+    device that takes rows; C slots of a part hold its texts, some of them nothing.
     """
 
     texts: PackedTexts
-    query_slots: Int[Array | np.ndarray, "Q"]  # the number of each query's slot
-    document_slots: Int[Array | np.ndarray, "M"]
+    slots: Int[Array | np.ndarray, "P C"]  # numbered within the part's rows
+    query_places: Int[Array | np.ndarray, "Q"]  # of each query, in `slots` flattened
+    document_places: Int[Array | np.ndarray, "M"]
     # Two halves of a 64-bit hash of the document in a slot: equal where its tokens are.
-    document_ids: Int[Array | np.ndarray, "B T 2"]
+    document_ids: Int[Array | np.ndarray, "P C 2"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import tyro
 
 from nomic_jax.prepare_command import Prepare, prepare
 
-WRONG_INPUT = 2
+WRONG_INPUT, FAULT = 2, 1
 
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
@@ -78,6 +78,9 @@ def guarded(work: Callable[[], int]) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT
+    except FloatingPointError as error:  # training that came to nothing
+        print(f"error: {error}", file=sys.stderr)
+        return FAULT
 
 
 def embed(options: Embed) -> int:

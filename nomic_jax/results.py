@@ -80,7 +80,8 @@ def _curves(stage_names: Sequence[str], out: Path) -> list[StageCurve]:
     for name in stage_names:
         path = out / name / "metrics.jsonl"
         if path.is_file():
-            lines = read_metrics(path)
+            # Steps that were all skipped have no loss.
+            lines = [line for line in read_metrics(path) if line["loss"] is not None]
             values = {
                 key: [line[key] for line in lines]
                 for key in ("step", "loss", "learning_rate")

@@ -24,8 +24,9 @@ def pair_batch(queries=2, documents=4, halves=2):
     """Make rows of one text each."""
     rows = queries + documents
     texts = PackedTexts(tokens(rows), np.full((rows, 1), 5, np.int32))
-    slots = np.split(np.arange(rows), [queries])
-    return PairBatch(texts, *slots, np.zeros((rows, 1, halves), np.int32))
+    places = np.split(np.arange(rows), [queries])
+    ids = np.zeros((1, rows, halves), np.int32)
+    return PairBatch(texts, np.arange(rows)[None], *places, ids)
 
 
 def test_positions_and_lengths_are_each_texts_own():
@@ -74,7 +75,7 @@ def test_transformations_put_what_they_like_into_a_batch():
         lambda sum, b: (sum + b.texts.tokens.ids.sum(), None), 0, stacked
     )
     assert total[0] == 3 * batch.texts.tokens.ids.sum()
-    assert jax.vmap(lambda b: b.document_slots.sum())(stacked).shape == (3,)
+    assert jax.vmap(lambda b: b.document_places.sum())(stacked).shape == (3,)
     shapes = jax.eval_shape(lambda b: b, batch)
     assert shapes.texts.tokens.ids == jax.ShapeDtypeStruct((6, 5), jnp.int32)
     assert jax.jit(lambda b: b)(batch).texts.tokens.ids.shape == (6, 5)

@@ -119,8 +119,8 @@ def test_what_is_written_is_read_unchanged_by_the_contrastive_stage(tmp_path):
     prefixed = ["search_document: " + text for text in texts]
     ids = encoder.tokenizer.encode(prefixed, max_length=16).ids
     tokens, slots = batch.texts.tokens, batch.texts.slot_lengths.shape[1]
-    for number, expected_ids in zip(batch.document_slots, ids, strict=True):
-        row, slot = divmod(int(number), slots)
+    for place, expected_ids in zip(batch.document_places, ids, strict=True):
+        row, slot = divmod(int(batch.slots[0, place]), slots)
         found = tokens.ids[row][tokens.segment_ids[row] == slot + 1]
         np.testing.assert_array_equal(found, expected_ids)
 

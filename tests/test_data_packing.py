@@ -23,8 +23,8 @@ def draw_texts(lengths):
     return np.split(np.arange(lengths.sum(), dtype=np.uint32), np.cumsum(lengths)[:-1])
 
 
-def plan_of(lengths, multiple=1):
-    return pack_texts(lengths, row_length=64, multiple=multiple)
+def plan_of(lengths, parts=1):
+    return pack_texts(lengths, row_length=64, parts=parts)
 
 
 def built(plan, texts, rows=None):
@@ -42,8 +42,9 @@ def test_every_text_stands_whole_in_its_slot_and_nothing_else_does(seed):
     ids, segment_ids = packed.tokens.ids, packed.tokens.segment_ids
     assert ids.shape == (plan.rows, plan.columns)
     assert packed.slot_lengths.shape == (plan.rows, plan.slots)
-    assert len(np.unique(plan.slot_numbers)) == len(texts)
-    for text, number in zip(texts, plan.slot_numbers.tolist(), strict=True):
+    (slots,), places = plan.places()
+    assert len(np.unique(slots)) == len(texts)
+    for text, number in zip(texts, slots[places].tolist(), strict=True):
         row, slot = divmod(number, plan.slots)
         columns = np.flatnonzero(segment_ids[row] == slot + 1)
         np.testing.assert_array_equal(ids[row, columns], text)
@@ -60,7 +61,7 @@ def test_every_text_stands_whole_in_its_slot_and_nothing_else_does(seed):
 def test_rows_built_in_parts_are_those_of_the_whole(parts):
     lengths = draw_lengths(0)
     texts = draw_texts(lengths)
-    plan = plan_of(lengths, multiple=8)
+    plan = plan_of(lengths, parts=8)
     whole, share = built(plan, texts), plan.rows // parts
     pieces = [
         built(plan, texts, range(first, first + share))
@@ -81,6 +82,31 @@ def test_little_of_the_packed_rows_is_padding(seed):
     # No packing needs fewer rows than the tokens fill; best fit comes within 2 %.
     assert used <= 1.02 * lengths.sum() / 512 + 1
     assert plan.rows <= (1 + 1 / FINENESS) * used
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_parts_list_their_own_texts_in_room_that_depends_on_their_number_alone(
+    parts, seed
+):
+    lengths = draw_lengths(seed, count=400)
+    plan = plan_of(lengths, parts)
+    slots, places = plan.places()
+    assert slots.shape == (parts, 400 // parts + plan.slots)
+    share = plan.rows // parts
+    part, nth = np.divmod(places, slots.shape[1])
+    assert len(np.unique(places)) == 400
+    np.testing.assert_array_equal(part, plan.row // share)
+    row, slot = np.divmod(slots[part, nth], plan.slots)
+    np.testing.assert_array_equal(part * share + row, plan.row)
+    np.testing.assert_array_equal(slot, plan.slot)
+    counts = np.bincount(part, minlength=parts)
+    assert counts.max() - counts.min() <= np.bincount(plan.row).max()
+    whole = plan_of(lengths)  # the same rows, in another order
+    together = {frozenset(np.flatnonzero(whole.row == r)) for r in range(whole.rows)}
+    assert {frozenset(np.flatnonzero(plan.row == r)) for r in range(plan.rows)} == (
+        together | {frozenset()} if plan.rows > len(np.unique(plan.row)) else together
+    )
 
 
 def test_a_text_goes_to_the_fullest_row_that_has_room():

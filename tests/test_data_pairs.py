@@ -33,11 +33,20 @@ def make(stores=None, *, seed=0, lengths=(12, 40), **changes):
 
 def unpacked(batch):
     """Read queries and documents out of their rows, each in their order."""
-    return texts_in(batch, batch.query_slots), texts_in(batch, batch.document_slots)
+    return tuple(
+        texts_in(batch.texts, row_slots(batch, places))
+        for places in (batch.query_places, batch.document_places)
+    )
 
 
-def texts_in(batch, slots):
-    texts = batch.texts
+def row_slots(batch, places):
+    """Number the slots over all rows, those of earlier parts first."""
+    share = batch.texts.slot_lengths.size // len(batch.slots)
+    part, nth = np.divmod(places, batch.slots.shape[1])
+    return part * share + batch.slots[part, nth]
+
+
+def texts_in(texts, slots):
     rows, slots = np.divmod(slots, texts.slot_lengths.shape[1])
     return [
         tuple(texts.tokens.ids[row][texts.tokens.segment_ids[row] == slot + 1].tolist())
@@ -71,8 +80,8 @@ def test_rows_hold_several_texts_of_both_sides():
     arrays = make()(0).arrays
     slots = arrays.texts.slot_lengths.shape[1]
     of_queries, of_documents = (
-        {int(number) // slots for number in numbers}
-        for numbers in (arrays.query_slots, arrays.document_slots)
+        {int(number) // slots for number in row_slots(arrays, places)}
+        for places in (arrays.query_places, arrays.document_places)
     )
     assert of_queries & of_documents
     assert (arrays.texts.slot_lengths > 0).sum(axis=1).max() >= 3
@@ -88,8 +97,8 @@ def test_tokens_and_columns_are_counted():
 
 @pytest.mark.parametrize("hosts", [1, 2, 4, 8])
 def test_the_rows_of_all_hosts_make_up_the_one_host_batch(hosts):
-    whole = make(multiple=8)
-    parts = [make(multiple=8, host=host, hosts=hosts) for host in range(hosts)]
+    whole = make(parts=8)
+    parts = [make(parts=8, host=host, hosts=hosts) for host in range(hosts)]
     for step in (0, 7):
         expected = whole(step)
         built = [part(step) for part in parts]
@@ -98,15 +107,15 @@ def test_the_rows_of_all_hosts_make_up_the_one_host_batch(hosts):
         one, many = expected.arrays, [b.arrays for b in built]
         for part in many:  # every host knows where all texts are
             assert len(part.texts.tokens.ids) == len(one.texts.tokens.ids) // hosts
-            np.testing.assert_array_equal(part.query_slots, one.query_slots)
-            np.testing.assert_array_equal(part.document_slots, one.document_slots)
-        rows = [(part.texts, part.document_ids) for part in many]
+            np.testing.assert_array_equal(part.query_places, one.query_places)
+            np.testing.assert_array_equal(part.document_places, one.document_places)
+        rows = [(part.texts, part.slots, part.document_ids) for part in many]
         joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
-        assert_same(joined, (one.texts, one.document_ids))
+        assert_same(joined, (one.texts, one.slots, one.document_ids))
 
 
 def test_a_host_reads_only_the_records_of_its_rows():
-    batches = make(num_negatives=0, multiple=8, host=3, hosts=8)
+    batches = make(num_negatives=0, parts=8, host=3, hosts=8)
     store = batches.stores["words"]
     batch = batches(0).arrays
     texts = int((batch.texts.slot_lengths > 0).sum())
@@ -163,7 +172,7 @@ def test_negatives_are_keyed_by_seed_step_and_row_alone():
     first = drawn()
     assert len(np.unique(first, axis=0)) > 1  # rows differ though all have five
     np.testing.assert_array_equal(first, drawn())
-    np.testing.assert_array_equal(first, drawn(multiple=2, host=1, hosts=2))
+    np.testing.assert_array_equal(first, drawn(parts=2, host=1, hosts=2))
     assert (first != drawn(step=1)).any() and (first != drawn(seed=1)).any()
 
 
@@ -214,13 +223,13 @@ def test_documents_have_equal_ids_where_their_tokens_are_equal():
     store.table = np.array([list(map(len, texts)) for texts in store.records], np.int32)
     batches = make([store], num_negatives=0, lengths=(12, 20))
     arrays = batches(0).arrays
-    ids = arrays.document_ids.reshape(-1, 2)[arrays.document_slots]
+    ids = arrays.document_ids.reshape(-1, 2)[arrays.document_places]
     queries, documents = unpacked(arrays)
     equal = (ids[:, None] == ids[None]).all(axis=-1)
     for i, one in enumerate(documents):
         assert equal[i].tolist() == [one == other for other in documents]
     assert equal.sum() > BATCH + 12  # 4 x 3 copies, and the pair that is cut alike
-    others = np.delete(arrays.document_ids.reshape(-1, 2), arrays.document_slots, 0)
+    others = np.delete(arrays.document_ids.reshape(-1, 2), arrays.document_places, 0)
     assert len(others) >= len(queries) and not others.any()
 
 
@@ -258,8 +267,8 @@ def test_schedules_of_other_stores_are_refused():
 
 @pytest.mark.parametrize(("host", "hosts"), [(2, 2), (-1, 2), (0, 3)])
 def test_rows_that_hosts_cannot_share_are_refused(host, hosts):
-    said = problem(multiple=2, host=host, hosts=hosts)
-    assert f"multiples of 2 give no equal part to host {host} of {hosts}" in said
+    said = problem(parts=2, host=host, hosts=hosts)
+    assert f"rows in 2 parts give no equal share to host {host} of {hosts}" in said
 
 
 def test_a_store_whose_lengths_are_not_its_records_is_named():

@@ -2,11 +2,9 @@ import dataclasses
 import functools
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +19,11 @@ from nomic_jax.data.pairs import PairBatches
 from nomic_jax.data.schedule import Schedule
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
+from nomic_jax.training.checkpoints import Checkpoints, named_arrays
+from nomic_jax.training.finite import keep_if_finite
 from nomic_jax.training.loop import LoopConfig, train
 from nomic_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
-from nomic_jax.training.run_folder import RunFolder, named_arrays, read_metrics
+from nomic_jax.training.run_folder import RunFolder, read_metrics
 from nomic_jax.training.steps import (
     TrainState,
     contrastive_objective,
@@ -60,7 +60,7 @@ class Case:
         self.update = make_update(objective, self.optimizer, seed=CONFIG.seed)
         self.model = jax.jit(draw)()
 
-    def train(self, path, *, config=CONFIG, update=None, batch_at=None):
+    def train(self, path, *, config=CONFIG, update=None, batch_at=None, **more):
         model = jax.tree.map(jnp.copy, self.model)
         return train(
             "stage",
@@ -70,6 +70,7 @@ class Case:
             config,
             RunFolder.open(path, {}),
             learning_rate=learning_rate(OPTIMIZER, STEPS),
+            **more,
         )
 
 
@@ -100,7 +101,7 @@ def make_case(name):
     if name == "mlm":
         config = ModelConfig(**SIZES, head="mlm")
         return Case(
-            mlm_objective,
+            mlm_objective(),
             mlm_batches(),
             lambda: MaskedLanguageModel(config, rngs=nnx.Rngs(0)),
         )
@@ -151,7 +152,7 @@ def stopping_after(case, step, number=signal.SIGTERM):
 
 def logged(path):
     """What a metrics file says, apart from the clock."""
-    clock = ("time", "tokens_per_second", "input_wait")
+    clock = ("time", "tokens_per_second", "input_wait", "save_wait")
     return [
         {key: value for key, value in line.items() if key not in clock}
         for line in read_metrics(path / "metrics.jsonl")
@@ -323,58 +324,214 @@ def test_padding_and_the_wait_for_input_are_measured(mlm, tmp_path):
         assert line["padding"] == 0
 
 
+def alternating(case, step):
+    """The batch of a step, said to be of one source after the other."""
+    return dataclasses.replace(case.batch_at(step), source="ab"[step % 2])
+
+
+def test_a_line_tells_the_sources_apart(tmp_path):
+    case = make_case("contrastive")
+    every = dataclasses.replace(CONFIG, log_every=1)
+    case.train(
+        tmp_path / "every",
+        config=every,
+        batch_at=functools.partial(alternating, case),
+    )
+    case.train(tmp_path / "means", batch_at=functools.partial(alternating, case))
+    single = logged(tmp_path / "every")
+    for step, line in enumerate(single):
+        own = {name for name in line if name.startswith("accuracy/")}
+        assert own == {f"accuracy/{'ab'[step % 2]}"}
+    line = logged(tmp_path / "means")[0]  # of the steps 1 to 5: a b a b a
+    for name in ("accuracy", "loss"):
+        values = [line[name] for line in single[:5]]
+        assert line[f"{name}/a"] == pytest.approx(np.mean(values[::2]), rel=1e-6)
+        assert line[f"{name}/b"] == pytest.approx(np.mean(values[1::2]), rel=1e-6)
+
+
+def not_finite_at(case, *steps):
+    """The update, which comes out as not a number at some steps, counted from 1."""
+
+    def update(state, batch):
+        bad = int(state.step) + 1 in steps
+        model, moments = jax.tree.map(jnp.copy, (state.model, state.optimizer))
+        new, metrics = case.update(state, batch)
+        loss = jnp.float32(np.nan) if bad else metrics["loss"]
+        norm = metrics["gradient_norm"]
+        (model, moments), skipped = keep_if_finite(
+            (model, moments), (new.model, new.optimizer), loss=loss, gradient_norm=norm
+        )
+        metrics = {**metrics, "loss": loss, "skipped": skipped}
+        return TrainState(model, moments, new.step), metrics
+
+    return update
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_counted(mlm, tmp_path):
+    state = mlm.train(tmp_path, update=not_finite_at(mlm, 3, 4, 6, 7))
+    assert int(state.step) == STEPS
+    for name, array in named_arrays(state).items():
+        assert np.isfinite(array).all(), name
+        if name.endswith("count"):
+            assert int(array) == STEPS - 4
+    lines = logged(tmp_path)
+    assert [line["skipped"] for line in lines] == [2, 2, 0, 0]
+    assert lines[0]["loss"] > 0  # of the other three steps
+    assert lines[1]["loss"] is None  # both of its steps were skipped
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_too_many_skipped_steps_end_the_run_with_the_last_checkpoint(mlm, tmp_path):
+    config = dataclasses.replace(CONFIG, max_skipped_steps=3, save_every=2)
+    with pytest.raises(FloatingPointError, match="the last 3 steps were skipped"):
+        mlm.train(
+            tmp_path, config=config, update=not_finite_at(mlm, 2, 5, 6, *range(8, 13))
+        )
+    # Steps 8, 9 and 10: step 10 is not saved, and 8 holds what 7 left.
+    assert checkpoint_steps(tmp_path) == [6, 8]
+    assert int(mlm.train(tmp_path, config=config).step) == STEPS
+
+
+def test_evaluations_are_in_the_lines_and_choose_the_best_checkpoint(mlm, tmp_path):
+    scores = {2: 0.1, 4: 0.7, 6: 0.3, 8: 0.4, 10: 0.2, 12: 0.2}
+    seen = []
+
+    def evaluate(state):
+        seen.append(int(state.step))
+        return {"ndcg": scores[seen[-1]]}
+
+    config = dataclasses.replace(
+        CONFIG, evaluate_every=2, best="evaluation/ndcg", keep=1
+    )
+    mlm.train(tmp_path, config=config, evaluate=evaluate)
+    assert seen == list(scores)
+    found = {
+        line["step"]: line["evaluation/ndcg"]
+        for line in logged(tmp_path)
+        if "evaluation/ndcg" in line
+    }
+    assert found == scores
+    assert checkpoint_steps(tmp_path) == [4, 12]
+
+
+def test_an_evaluation_changes_no_bit_of_the_training(case, whole, tmp_path):
+    config = dataclasses.replace(CONFIG, evaluate_every=3)
+    state = case.train(tmp_path, config=config, evaluate=lambda state: {"x": 1.0})
+    assert_same_state(state, whole[0])
+
+
+def test_the_best_checkpoint_by_loss_needs_no_evaluation(mlm, tmp_path):
+    config = dataclasses.replace(
+        CONFIG, save_every=1, keep=1, best="loss", best_mode="min"
+    )
+    mlm.train(tmp_path, config=config)
+    losses = {line["step"]: line["loss"] for line in logged(tmp_path)}
+    best = min(losses, key=lambda step: losses[step])
+    assert checkpoint_steps(tmp_path) == sorted({best, STEPS})
+
+
+@pytest.mark.parametrize(
+    "changes, evaluate, message",
+    [
+        ({"evaluate_every": 2}, None, "nothing to evaluate with"),
+        ({"best": "los"}, None, "best='los' is no metric: .*'loss'"),
+        (
+            {"best": "evaluation/ndgc", "evaluate_every": 2},
+            lambda state: {"ndcg": 1.0},
+            "best='evaluation/ndgc' is no metric: .*'evaluation/ndcg'",
+        ),
+        ({"wandb": "project"}, None, "pip install wandb"),
+    ],
+)
+def test_what_is_asked_for_and_not_there_is_an_error(
+    mlm, tmp_path, monkeypatch, changes, evaluate, message
+):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = dataclasses.replace(CONFIG, **changes)
+    with pytest.raises(ValueError, match=message):
+        mlm.train(tmp_path, config=config, evaluate=evaluate)
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("keep", 0, "keep=0 must be at least 1"),
+        ("max_skipped_steps", 0, "max_skipped_steps=0 must be at least 1"),
+        ("profile_steps", 0, "profile_steps=0 must be at least 1"),
+        ("evaluate_every", -1, "evaluate_every=-1 must not be negative"),
+        ("best", "evaluation/ndcg", "set evaluate_every"),
+    ],
+)
+def test_settings_that_no_run_can_mean_are_refused(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **{field: value})
+
+
+def test_utilisation_is_flops_over_the_chips_peak(mlm, tmp_path, monkeypatch):
+    monkeypatch.setattr("nomic_jax.training.watch.peak_flops", lambda kind: 1e9)
+    seen = []
+
+    def flops_per_token(arrays):
+        seen.append(arrays.tokens.ids.shape)
+        return 2e3
+
+    mlm.train(tmp_path, flops_per_token=flops_per_token)
+    assert seen == [(4, 8)] * 4  # one batch a line
+    for line in read_metrics(tmp_path / "metrics.jsonl"):
+        rate = line["tokens_per_second"] / jax.local_device_count()
+        # Both are rounded: to 0.1 tokens a second, and to 1e-4.
+        assert line["mfu"] == pytest.approx(rate * 2e3 / 1e9, abs=2e-4)
+
+
+def test_the_time_checkpoints_hold_the_loop_up_is_measured(
+    mlm, tmp_path, monkeypatch, capsys
+):
+    save = Checkpoints.save
+
+    def slow(*arguments):
+        time.sleep(0.4)
+        save(*arguments)
+
+    monkeypatch.setattr(Checkpoints, "save", slow)
+    mlm.train(tmp_path)
+    lines = {line["step"]: line for line in read_metrics(tmp_path / "metrics.jsonl")}
+    # The checkpoint of step 7 comes after that step's line.
+    assert lines[10]["save_wait"] > 0.5
+    assert lines[5]["save_wait"] == lines[7]["save_wait"] == 0
+    assert "of it held up by checkpoints" in capsys.readouterr().err
+
+
+def test_a_trace_of_the_steps_asked_for_is_in_the_folder(mlm, tmp_path, monkeypatch):
+    calls = []
+    profiler = jax.profiler
+    start, stop = profiler.start_trace, profiler.stop_trace
+    steps = []
+
+    def update(state, batch):
+        steps.append(int(state.step) + 1)
+        return mlm.update(state, batch)
+
+    monkeypatch.setattr(
+        profiler, "start_trace", lambda at: (calls.append(len(steps)), start(at))
+    )
+    monkeypatch.setattr(
+        profiler, "stop_trace", lambda: (calls.append(len(steps)), stop())
+    )
+    config = dataclasses.replace(CONFIG, profile_start=4, profile_steps=2)
+    mlm.train(tmp_path, config=config, update=update)
+    assert calls == [3, 5]  # steps done before it began, and before it ended
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    calls.clear()
+    config = dataclasses.replace(config, profile_start=12)  # the run ends within it
+    mlm.train(tmp_path / "cut", config=config)
+    assert len(calls) == 2
+
+
 @pytest.mark.slow
 def test_worker_processes_train_to_the_same_bits(case, whole, tmp_path):
     state = case.train(tmp_path, config=dataclasses.replace(CONFIG, workers=2))
     assert_same_state(state, whole[0])
     assert logged(tmp_path) == logged(whole[1])
-
-
-def run_here(path, kill_after):
-    """Train in this process; end it without notice once a checkpoint is on disk."""
-    case = make_case("mlm")
-
-    def update(state, batch):
-        if int(state.step) == kill_after:
-            deadline = time.monotonic() + 60
-            while not (path / "checkpoints" / "7").is_dir():
-                assert time.monotonic() < deadline, "the checkpoint never came"
-                time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return case.update(state, batch)
-
-    case.train(path, update=update)
-
-
-@pytest.mark.slow
-def test_a_killed_process_begun_again_ends_bitwise_the_same(tmp_path):
-    def process(path, kill_after):
-        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-        command = [sys.executable, __file__, str(path), str(kill_after)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True)
-
-    ended = process(tmp_path / "whole", -1)
-    assert ended.returncode == 0, ended.stderr
-    ended = process(tmp_path / "killed", 11)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
-    assert checkpoint_steps(tmp_path / "killed") == [7]
-    assert [line["step"] for line in logged(tmp_path / "killed")] == [5, 7, 10]
-    ended = process(tmp_path / "killed", -1)
-    assert ended.returncode == 0, ended.stderr
-    assert logged(tmp_path / "killed") == logged(tmp_path / "whole")
-
-    import orbax.checkpoint as ocp
-
-    with ocp.StandardCheckpointer() as reader:
-        whole, killed = (
-            reader.restore(
-                (tmp_path / run / "checkpoints" / "12" / "default").resolve()
-            )
-            for run in ("whole", "killed")
-        )
-    assert set(whole) == set(killed)
-    for name in whole:
-        np.testing.assert_array_equal(whole[name], killed[name], err_msg=name)
 
 
 def test_the_optimizer_remembers_all_steps(whole):
@@ -383,7 +540,3 @@ def test_the_optimizer_remembers_all_steps(whole):
     assert counts and all(int(count) == STEPS for count in counts)
     moments = [a for name, a in arrays.items() if ".mu." in name and "type" not in name]
     assert moments and all(np.asarray(array).any() for array in moments)
-
-
-if __name__ == "__main__":
-    run_here(Path(sys.argv[1]), int(sys.argv[2]))

@@ -3,7 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nomic_jax.training.losses import info_nce, mlm_cross_entropy
+from nomic_jax.training.losses import (
+    ContrastiveLoss,
+    contrastive_loss,
+    info_nce,
+    mlm_cross_entropy,
+    scale_of,
+)
 
 
 def vectors(seed, rows, dim=16):
@@ -163,6 +169,182 @@ def test_a_query_whose_negatives_are_all_copies_has_no_loss():
     )(query)
     assert float(loss) == 0.0 and float(accuracy) == 1.0
     np.testing.assert_array_equal(gradient, 0)
+
+
+def loss_and_gradients(config, query, document, **others):
+    def loss(query, document):
+        return contrastive_loss(query, document, config, **others)
+
+    (value, metrics), gradients = jax.value_and_grad(
+        loss, argnums=(0, 1), has_aux=True
+    )(query, document)
+    return value, metrics, gradients
+
+
+EVERYTHING = ContrastiveLoss(
+    temperature=0.05,
+    both_directions=True,
+    query_negatives=True,
+    positive_negatives=True,
+    false_negative_margin=0.1,
+    matryoshka_dims=(16, 8),
+)
+
+
+def test_a_plain_contrastive_loss_is_info_nce():
+    query, document, ids = map(jnp.array, case_with_copies(0))
+    loss, metrics = contrastive_loss(
+        query, document, ContrastiveLoss(temperature=0.05), document_ids=ids
+    )
+    plain = info_nce(query, document, scale=20.0, document_ids=ids)
+    # 1 / 0.05 and 20 differ by an ulp at most.
+    np.testing.assert_allclose([loss, metrics["accuracy"]], plain, rtol=1e-6)
+    assert set(metrics) == {"accuracy"}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_order_of_pairs_and_of_hard_negatives_does_not_matter(seed):
+    query, document, ids = case_with_copies(seed)
+    rng = np.random.default_rng(seed)
+    # Groups of three: the positive, then the negatives in any order.
+    query, document = query[:4], document.reshape(4, 3, -1)
+    ids = ids.reshape(4, 3, 2)
+    pairs = rng.permutation(4)
+    places = np.stack([np.append(0, 1 + rng.permutation(2)) for _ in range(4)])
+    rows = np.arange(4)[:, None]
+
+    def value(query, document, ids):
+        loss, _, (by_query, by_document) = loss_and_gradients(
+            EVERYTHING,
+            jnp.array(query),
+            jnp.array(document.reshape(12, -1)),
+            document_ids=jnp.array(ids.reshape(12, 2)),
+        )
+        return loss, by_query, np.asarray(by_document).reshape(4, 3, -1)
+
+    loss, by_query, by_document = value(query, document, ids)
+    moved = value(query[pairs], document[rows, places][pairs], ids[rows, places][pairs])
+    # The same float32 terms in another order.
+    assert float(moved[0]) == pytest.approx(float(loss), rel=1e-5)
+    for got, expected in zip(
+        moved[1:], (by_query[pairs], by_document[rows, places][pairs]), strict=True
+    ):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=2e-6)
+
+
+def test_the_loss_of_each_dim_is_that_of_its_prefix():
+    query, document = jnp.array(vectors(0, 4)), jnp.array(vectors(1, 8))
+    config = ContrastiveLoss(
+        temperature=0.05, matryoshka_dims=(4, 16), matryoshka_weights=(3.0, 0.5)
+    )
+    loss, metrics = contrastive_loss(query, document, config)
+    short, _ = info_nce(query[:, :4], document[:, :4], scale=20.0)
+    full, accuracy = info_nce(query, document, scale=20.0)
+    assert set(metrics) == {"accuracy", "loss_4", "loss_16"}
+    # 1 / 0.05 and 20 differ by an ulp at most.
+    assert float(metrics["loss_4"]) == pytest.approx(float(short), rel=1e-6)
+    assert float(metrics["loss_16"]) == pytest.approx(float(full), rel=1e-6)
+    assert float(metrics["accuracy"]) == float(accuracy)  # of the larger
+    assert float(loss) == pytest.approx(float(3 * short + full / 2), rel=1e-6)
+
+
+def test_false_negatives_of_a_prefix_are_those_of_the_whole():
+    # At two of three dims the second document equals the first; at three it is far.
+    query = jnp.array([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    document = jnp.array([[1.0, 0.0, 1.0], [1.0, 0.0, -1.0]])
+    config = ContrastiveLoss(
+        temperature=1.0, false_negative_margin=0.5, matryoshka_dims=(2,)
+    )
+    _, metrics = contrastive_loss(query, document, config)
+    # The first query has two equal logits; of the second the negative is masked.
+    assert float(metrics["loss_2"]) == pytest.approx(np.log(2) / 2, rel=1e-6)
+
+
+def test_no_gradient_reaches_the_guide():
+    query, document = jnp.array(vectors(0, 4)), jnp.array(vectors(1, 8))
+
+    def loss(guide):
+        return contrastive_loss(query, document, EVERYTHING, guide=guide)[0]
+
+    for gradient in jax.grad(loss)((query, document)):
+        np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("negative", [0.5, 0.9, -1.0])
+def test_a_tiny_loss_at_a_scale_of_100_keeps_its_digits(negative):
+    query = jnp.array([[1.0, 0.0], [-negative, -np.sqrt(1 - negative**2)]])
+    document = jnp.array([[1.0, 0.0], [negative, np.sqrt(1 - negative**2)]])
+    config = ContrastiveLoss(temperature=0.01, block_size=1)
+    pair, metrics, gradients = loss_and_gradients(config, query, document)
+    # The second query is its positive's opposite, at -100, the other at -100 * cosine.
+    losses = [
+        np.log1p(np.exp(100 * (negative - 1))),
+        np.logaddexp(0, 100 - 100 * negative),
+    ]
+    # Logits of 100 in float32 err by an ulp, 8e-6, and so do exponentials, relatively.
+    assert float(pair) == pytest.approx(np.mean(losses), rel=3e-5)
+    assert float(metrics["accuracy"]) == 0.5
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    alone, _ = info_nce(query[:1], document, scale=100.0)
+    # Far below float32's resolution at 100.
+    assert float(alone) == pytest.approx(losses[0], rel=3e-5)
+
+
+def test_a_learned_scale_ends_at_its_maximum_where_the_gradient_is_zero():
+    for log_scale in (0.0, 3.0, float(np.log(99.0))):
+        value, slope = jax.value_and_grad(scale_of)(jnp.float32(log_scale), 100.0)
+        assert float(value) == pytest.approx(np.exp(log_scale), rel=1e-6)  # an ulp
+        assert float(slope) == float(value)
+    for log_scale in (np.log(101.0), 1e4):
+        value, slope = jax.value_and_grad(scale_of)(jnp.float32(log_scale), 100.0)
+        assert float(value) == pytest.approx(100, rel=1e-6)
+        assert float(slope) == 0.0
+
+
+def test_a_learned_scale_is_the_one_that_counts():
+    query, document = jnp.array(vectors(0, 4)), jnp.array(vectors(1, 8))
+    config = ContrastiveLoss(learned_scale=True, max_scale=60.0)
+    for scale, used in ((10.0, 10.0), (90.0, 60.0)):
+        loss, metrics = contrastive_loss(
+            query, document, config, log_scale=jnp.log(jnp.float32(scale))
+        )
+        expected, _ = info_nce(query, document, scale=used)
+        # exp(log(scale)) errs by a few ulp.
+        assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+        assert float(metrics["scale"]) == pytest.approx(used, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"temperature": 0.0}, "temperature=0.0 must be positive"),
+        ({"learned_scale": True, "max_scale": 40.0}, "max_scale=40.0 is below"),
+        ({"false_negative_margin": 1.0}, "above -1 and below 1"),
+        ({"relative_margin": True}, "relative_margin needs false_negative_margin"),
+        ({"matryoshka_dims": (8, 8)}, r"\(8, 8\) must be different"),
+        ({"matryoshka_dims": (0,)}, r"\(0,\) must be different"),
+        ({"matryoshka_weights": (1.0,)}, "1 matryoshka weights for 0 dims"),
+        ({"block_size": 0}, "block_size=0 must be at least 1"),
+    ],
+)
+def test_settings_without_meaning_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ContrastiveLoss(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields, given, message",
+    [
+        ({"matryoshka_dims": (32, 8)}, {}, "from 1 to the embedding's width, 16"),
+        ({"learned_scale": True}, {}, "log_scale must be given"),
+        ({}, {"log_scale": jnp.float32(1)}, "log_scale must not be given"),
+        ({}, {"guide": (jnp.ones((2, 3)),) * 2}, "a guide needs false_negative_margin"),
+    ],
+)
+def test_what_does_not_fit_the_settings_is_refused(fields, given, message):
+    query = jnp.array(vectors(0, 2))
+    with pytest.raises(ValueError, match=message):
+        contrastive_loss(query, query, ContrastiveLoss(**fields), **given)
 
 
 def mlm_case(seed, rows=8, slots=6, vocabulary=32):

@@ -14,15 +14,19 @@ from nomic_jax.data.mlm import Masking, corrupt
 from nomic_jax.data.packing import Packing, pack_texts
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
+from nomic_jax.training.losses import ContrastiveLoss
 from nomic_jax.training.optimizer import parameter_name
 from nomic_jax.training.steps import (
+    BiEncoder,
     TrainState,
     contrastive_objective,
     make_update,
     mlm_objective,
     row_keys,
+    row_numbers,
 )
 
+LOSS = ContrastiveLoss(temperature=0.05)
 EMBEDDING = EmbeddingConfig(pooling="mean", layer_norm=False, max_length=16)
 
 
@@ -43,7 +47,7 @@ def mlm_case(tiny_config, dropout=0.0):
         rate=0.3, mask_id=4, vocab_size=128, special_ids=(0, 1, 2, 3, 4), seed=0
     )
     batch = corrupt(rows(4), masking, step=0, row_numbers=range(4))
-    return fresh(config), batch, mlm_objective
+    return fresh(config), batch, mlm_objective()
 
 
 def pair_case(tiny_config, dropout=0.0):
@@ -52,9 +56,10 @@ def pair_case(tiny_config, dropout=0.0):
     ids = np.concatenate([rows(4, seed=4), rows(8, seed=8)])
     tokens = Tokens(ids, np.ones_like(ids))
     texts = PackedTexts(tokens, np.full((12, 1), 16, np.int32))
-    names = np.arange(24, dtype=np.int32).reshape(12, 1, 2)
-    batch = PairBatch(texts, *np.split(np.arange(12), [4]), names)
-    return fresh(config), batch, contrastive_objective(EMBEDDING, scale=20.0)
+    places, names = np.arange(12), np.arange(24, dtype=np.int32).reshape(1, 12, 2)
+    batch = PairBatch(texts, places[None], *np.split(places, [4]), names)
+    objective = contrastive_objective(EMBEDDING, LOSS)
+    return BiEncoder(fresh(config), None), batch, objective
 
 
 CASES = {"mlm": mlm_case, "contrastive": pair_case}
@@ -135,8 +140,8 @@ def test_the_gradient_norm_is_that_of_the_losss_gradient(step):
 
 
 def test_metrics_are_named(step):
-    expected = {"loss", "gradient_norm"}
-    expected |= {"accuracy"} if step.case == "contrastive" else set()
+    expected = {"loss", "gradient_norm", "skipped"}
+    expected |= {"accuracy", "negatives"} if step.case == "contrastive" else set()
     assert set(step.metrics) == expected
 
 
@@ -167,6 +172,27 @@ def test_the_key_of_a_step_is_folded_from_seed_and_step():
             state, metrics = update(state, None)
             key = jax.random.fold_in(jax.random.key(seed), step)
             assert metrics["loss"] == jax.random.uniform(key)
+
+
+def test_a_step_that_is_not_finite_changes_the_count_of_steps_alone(tiny_config):
+    model, batch, objective = mlm_case(tiny_config)
+
+    def broken(model, batch, key):
+        loss, metrics = objective(model, batch, key)
+        return loss * jnp.where(jnp.asarray(batch.targets).sum() < 0, jnp.nan, 1), {}
+
+    optimizer = optax.adam(0.1)
+    update = make_update(broken, optimizer, seed=0)
+    state = TrainState.fresh(jax.tree.map(jnp.copy, model), optimizer)
+    state, metrics = update(state, batch)
+    assert float(metrics["skipped"]) == 0 and np.isfinite(metrics["loss"])
+    before = jax.device_get((named(state.model), jax.tree.leaves(state.optimizer)))
+    poisoned = dataclasses.replace(batch, targets=batch.targets - 10**6)
+    state, metrics = update(state, poisoned)
+    assert float(metrics["skipped"]) == 1 and not np.isfinite(metrics["loss"])
+    assert int(state.step) == 2
+    after = jax.device_get((named(state.model), jax.tree.leaves(state.optimizer)))
+    jax.tree.map(np.testing.assert_array_equal, before, after)  # bitwise
 
 
 SEEN = []  # the row keys of each call of an encoder
@@ -200,25 +226,28 @@ def test_objectives_give_each_row_of_the_step_its_key(tiny_config):
     assert SEEN == [[jax.random.key_data(k).tolist() for k in rows_of_4]]
 
     _, batch, objective = pair_case(tiny_config)
-    objective(KeysAsHidden(), batch, key)
+    objective(BiEncoder(KeysAsHidden(), None), batch, key)
     rows_of_12 = [jax.random.fold_in(key, row) for row in range(12)]
     assert SEEN == [[jax.random.key_data(k).tolist() for k in rows_of_12]]
 
 
 def test_copies_of_a_positive_are_no_negatives(tiny_config):
     _, batch, objective = pair_case(tiny_config)
-    loss, _ = objective(KeysAsHidden(), batch, jax.random.key(7))
+    loss, _ = objective(BiEncoder(KeysAsHidden(), None), batch, jax.random.key(7))
     same = np.zeros_like(batch.document_ids)
     batch = dataclasses.replace(batch, document_ids=same)
     assert float(loss) > 0.0
     # All documents are copies of each positive: none is left to tell it from.
-    assert float(objective(KeysAsHidden(), batch, jax.random.key(7))[0]) == 0.0
+    assert (
+        float(objective(BiEncoder(KeysAsHidden(), None), batch, jax.random.key(7))[0])
+        == 0.0
+    )
 
 
 def test_rows_have_keys_of_their_own_whatever_the_batch():
     def keys(count):
         tokens = Tokens(rows(count), np.ones((count, 16), np.int32))
-        return jax.random.key_data(row_keys(jax.random.key(3), tokens))
+        return jax.random.key_data(row_keys(jax.random.key(3), row_numbers(tokens)))
 
     assert len({key.tobytes() for key in np.asarray(keys(8))}) == 8
     np.testing.assert_array_equal(keys(8)[:5], keys(5))
@@ -234,15 +263,15 @@ def pairs_in_form(packed, seed):
         plan = pack_texts(lengths, row_length=64)
     else:
         numbers = np.arange(30)
-        plan = Packing(lengths, numbers, np.zeros_like(numbers), 30, 28, 1)
+        plan = Packing(lengths, numbers, np.zeros_like(numbers), 30, 28, 1, 1)
     members = plan.members(range(plan.rows)).tolist()
     laid_out = plan.lay_out([texts[m] for m in members], range(plan.rows), pad_id=0)
-    query_slots, document_slots = np.split(plan.slot_numbers, [10])
+    slots, places = plan.places()
     names = np.arange(20, dtype=np.int32)
     names[6] = names[2]  # two queries have the same positive
-    ids = np.zeros((*laid_out.slot_lengths.shape, 2), np.int32)
-    ids.reshape(-1, 2)[document_slots] = np.stack([names, names], axis=1)
-    return PairBatch(laid_out, query_slots, document_slots, ids)
+    ids = np.zeros((1, 30, 2), np.int32)
+    ids[0, places[10:]] = np.stack([names, names], axis=1)
+    return PairBatch(laid_out, slots, places[:10], places[10:], ids)
 
 
 def relative_error(one, two):
@@ -258,8 +287,8 @@ def test_packed_pairs_have_the_loss_and_gradient_of_pairs_apart(
 ):
     assert tiny_config.rope_scaling_factor and tiny_config.trained_positions == 16
     embedding = EmbeddingConfig(pooling=pooling, layer_norm=layer_norm, max_length=64)
-    objective = contrastive_objective(embedding, scale=20.0)
-    model, key = fresh(tiny_config), jax.random.key(0)
+    objective = contrastive_objective(embedding, LOSS)
+    model, key = BiEncoder(fresh(tiny_config), None), jax.random.key(0)
     found = {}
     for packed in (True, False):
         batch = pairs_in_form(packed, seed=3)

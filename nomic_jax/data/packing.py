@@ -27,11 +27,32 @@ class Packing:
     rows: int
     columns: int
     slots: int  # room for texts in a row
+    parts: int  # of equally many rows, one after another
 
-    @property
-    def slot_numbers(self) -> Int32[np.ndarray, "texts"]:
-        """Number of the slot that holds each text, counted over all rows."""
-        return (self.row * self.slots + self.slot).astype(np.int32)
+    def places(
+        self,
+    ) -> tuple[Int32[np.ndarray, "parts room"], Int32[np.ndarray, "texts"]]:
+        """List the slots that hold texts, part by part, and where each text is listed.
+
+        How long the lists are follows from the number of texts alone: rows are dealt
+        out to the parts so that their texts differ by at most those of one row.
+
+        Returns:
+            Slots of each part, numbered within its rows, 0 where the list has more room
+            than texts; and each text's place in all lists, one after another.
+        """
+        room = len(self.row)
+        if self.parts > 1:
+            room = -(-room // self.parts) + self.slots
+        share = self.rows // self.parts
+        order = np.lexsort((self.slot, self.row))
+        part = self.row[order] // share
+        nth = np.arange(len(order)) - np.searchsorted(part, part)
+        slots = np.zeros((self.parts, room), np.int32)
+        slots[part, nth] = (self.row[order] % share) * self.slots + self.slot[order]
+        places = np.empty(len(order), np.int32)
+        places[order] = part * room + nth
+        return slots, places
 
     def members(self, rows: range) -> Int[np.ndarray, " texts"]:
         """Return the texts in some rows, row by row, in the order they stand there."""
@@ -84,14 +105,14 @@ class Packing:
 
 
 def pack_texts(
-    lengths: Int[np.ndarray, "texts"], *, row_length: int, multiple: int = 1
+    lengths: Int[np.ndarray, "texts"], *, row_length: int, parts: int = 1
 ) -> Packing:
     """Put several texts into a row, so that little of it is padding.
 
     Args:
         lengths: of the texts, in tokens.
         row_length: columns of a row; at most an eighth as many texts go into one.
-        multiple: the rows divide into as many equal parts.
+        parts: the rows divide into as many equal parts, with about as many texts.
 
     Raises:
         ValueError: a text is empty or longer than a row.
@@ -125,8 +146,23 @@ def pack_texts(
             rows_with[room].append(number)
             rooms |= 1 << room
     row[order], slot[order] = np.array(placed, np.int64).reshape(-1, 2).T
-    rows = row_count(len(texts_in), multiple)
-    return Packing(lengths, row, slot, rows, row_length, slots)
+    rows = row_count(len(texts_in), parts)
+    if parts > 1:
+        row = _dealt(np.array(texts_in), rows, parts)[row]
+    return Packing(lengths, row, slot, rows, row_length, slots, parts)
+
+
+def _dealt(
+    texts_in: Int[np.ndarray, "used"], rows: int, parts: int
+) -> Int[np.ndarray, "rows"]:
+    """Number rows anew: dealt out to the parts by their texts, to and fro."""
+    counts = np.zeros(rows, np.int64)
+    counts[: len(texts_in)] = texts_in
+    turn, seat = np.divmod(np.arange(rows), parts)
+    part = np.where(turn % 2, parts - 1 - seat, seat)
+    numbers = np.empty(rows, np.int64)
+    numbers[np.argsort(-counts, kind="stable")] = part * (rows // parts) + turn
+    return numbers
 
 
 def row_count(rows: int, multiple: int) -> int:

@@ -42,7 +42,7 @@ class PairBatches:
     negatives: Negatives = "random"  # drawn anew each time, or the first ones
     pad_id: int  # the id written where there is no token
     seed: int  # of the negatives
-    multiple: int = 1  # rows come in multiples of it, as many as there are devices
+    parts: int = 1  # of the rows, one for each device that takes rows
     host: int = 0  # whose rows are built here
     hosts: int = 1
 
@@ -53,10 +53,10 @@ class PairBatches:
             ValueError: with every problem found.
         """
         problems = []
-        if not 0 <= self.host < self.hosts or self.multiple % self.hosts:
+        if not 0 <= self.host < self.hosts or self.parts % self.hosts:
             problems.append(
-                f"rows in multiples of {self.multiple} give no equal part to host "
-                f"{self.host} of {self.hosts}; let multiple be a multiple of hosts"
+                f"rows in {self.parts} parts give no equal share to host "
+                f"{self.host} of {self.hosts}; let parts be a multiple of hosts"
             )
         if self.num_negatives < 0:
             problems.append(f"num_negatives={self.num_negatives} must not be negative")
@@ -96,7 +96,7 @@ class PairBatches:
         plan = pack_texts(
             np.concatenate([lengths[:, 0], lengths[:, 1:].ravel()]),
             row_length=max(self.query_length, self.document_length),
-            multiple=self.multiple,
+            parts=self.parts,
         )
         share = plan.rows // self.hosts
         rows = range(self.host * share, (self.host + 1) * share)
@@ -121,15 +121,23 @@ class PairBatches:
                 f"store {source!r}, step {step}: {error}; the lengths beside its "
                 "records are not theirs: prepare it again"
             ) from error
-        ids = np.zeros((share, plan.slots, 2), np.int32)
+        slots, places = plan.places()
+        own = len(slots) // self.hosts
+        slots = slots[self.host * own : (self.host + 1) * own]
+        ids = np.zeros((slots.size, 2), np.int32)
         documents = members[~is_query]
-        ids[plan.row[documents] - rows.start, plan.slot[documents]] = _hashes(
+        ids[places[documents] - self.host * slots.size] = _hashes(
             text for text, query in zip(texts, is_query, strict=True) if not query
         )
-        numbers = plan.slot_numbers
         return StepBatch(
             source,
-            PairBatch(packed, numbers[:queries], numbers[queries:], ids),
+            PairBatch(
+                packed,
+                slots,
+                places[:queries],
+                places[queries:],
+                ids.reshape(*slots.shape, 2),
+            ),
             num_tokens=int(packed.slot_lengths.sum()),
             num_columns=packed.tokens.ids.size,
         )

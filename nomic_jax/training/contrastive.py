@@ -4,22 +4,32 @@ Nomic Embed, arXiv:2402.01613, sections 4.2 and 4.3.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 from nomic_jax.config import EmbeddingConfig
 from nomic_jax.data.pairs import Negatives, PairBatches
 from nomic_jax.data.schedule import Sampling, Schedule
 from nomic_jax.model.encoder import NomicBert
+from nomic_jax.sharding import MeshConfig, host_share, put_batch, row_parts
 from nomic_jax.store.store import Store
 from nomic_jax.tokenizer import TextTokenizer
+from nomic_jax.training.flops import flops_per_token
 from nomic_jax.training.loop import LoopConfig, train
+from nomic_jax.training.losses import ContrastiveLoss
 from nomic_jax.training.optimizer import (
     OptimizerConfig,
     learning_rate,
     make_optimizer,
 )
+from nomic_jax.training.placement import MemoryConfig, Placement, place_state
 from nomic_jax.training.run_folder import RunFolder
-from nomic_jax.training.steps import TrainState, contrastive_objective, make_update
+from nomic_jax.training.steps import (
+    BiEncoder,
+    TrainState,
+    contrastive_objective,
+    make_update,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,22 +59,6 @@ class PairData:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ContrastiveLoss:
-    """InfoNCE's one setting."""
-
-    temperature: float = 0.02  # similarities are divided by it; the published value
-
-    def __post_init__(self) -> None:
-        """Refuse a temperature that cannot divide.
-
-        Raises:
-            ValueError: the temperature is not positive.
-        """
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature} must be positive")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class ContrastiveStage:
     """Contrastive training of the encoder that the stage before left."""
 
@@ -74,6 +68,8 @@ class ContrastiveStage:
     optimizer: OptimizerConfig
     train: LoopConfig
     sampling: Sampling = Sampling()
+    mesh: MeshConfig = MeshConfig()
+    memory: MemoryConfig = MemoryConfig()
 
 
 def train_contrastive(
@@ -99,6 +95,14 @@ def train_contrastive(
             shorter texts than asked for, or is of another tokenizer.
     """
     data, settings = stage.data, stage.train
+    placement = Placement.of(
+        stage.mesh,
+        stage.memory,
+        batch_size=settings.batch_size,
+        row_length=max(data.query_length, data.document_length),
+    )
+    host, hosts = host_share(placement.mesh)
+    model.remat = stage.memory.remat
     for store in stores.values():
         store.check_tokenizer(tokenizer.digest)
     batch_at = PairBatches(
@@ -115,16 +119,23 @@ def train_contrastive(
         negatives=data.negatives,
         pad_id=model.config.pad_token_id,
         seed=settings.seed,
+        parts=row_parts(placement.mesh),
+        host=host,
+        hosts=hosts,
     )
+    config = model.config
     optimizer = make_optimizer(stage.optimizer, settings.steps)
-    objective = contrastive_objective(embedding, scale=1 / stage.loss.temperature)
+    objective = contrastive_objective(embedding, stage.loss, placement)
+    start = BiEncoder.of(model, stage.loss)
     state = train(
         stage.name,
-        TrainState.fresh(model, optimizer),
-        make_update(objective, optimizer, seed=settings.seed),
+        place_state(TrainState.fresh(start, optimizer), placement.mesh),
+        make_update(objective, optimizer, seed=settings.seed, mesh=placement.mesh),
         batch_at,
         settings,
         folder,
         learning_rate=learning_rate(stage.optimizer, settings.steps),
+        place=lambda batch: put_batch(batch, placement.mesh),
+        flops_per_token=functools.partial(flops_per_token, config),
     )
-    return state.model
+    return state.model.encoder

@@ -5,24 +5,29 @@ so the device never waits for it. Batches are made ahead; how long the loop wait
 them all the same is in every line of metrics.
 """
 
+import contextlib
 import dataclasses
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import jax
 
 from nomic_jax.batch import StepBatch
+from nomic_jax.config import nearest
 from nomic_jax.data.feed import feed
-from nomic_jax.training.run_folder import Checkpoints, RunFolder
+from nomic_jax.storage import join
+from nomic_jax.training.checkpoints import Checkpoints
+from nomic_jax.training.finite import SkipLimit
+from nomic_jax.training.interruption import Interruption
+from nomic_jax.training.profile import Trace
+from nomic_jax.training.run_folder import MetricsFile, RunFolder
 from nomic_jax.training.steps import Metrics, TrainState
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
+from nomic_jax.training.trackers import open_trackers
+from nomic_jax.training.watch import FlopsPerToken, Watch, progress_bar
 
 INTERRUPTED = 75  # exit status of a run that saved its state on a signal
+EVALUATION = "evaluation/"  # what the names of its metrics begin with
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,20 +40,35 @@ class LoopConfig:
     log_every: int = 10  # steps between lines of metrics, the means over these steps
     save_every: int = 500  # steps between checkpoints; one more comes at the end
     keep: int = 2  # checkpoints kept, the newest
+    best: str = ""  # metric whose best checkpoint is kept besides: loss, evaluation/...
+    best_mode: Literal["max", "min"] = "max"  # which of its values is the best
+    evaluate_every: int = 0  # steps between evaluations; 0: none during training
+    max_skipped_steps: int = 20  # in a row, of non-finite loss or gradient, to stop at
+    profile_start: int = 0  # the first step that jax.profiler traces; 0: none
+    profile_steps: int = 3  # steps that it traces
+    tensorboard: bool = False  # event files too; needs the package tensorboardX
+    wandb: str = ""  # project of Weights & Biases, which needs wandb; empty: none
     workers: int = 0  # processes that make batches; 0: threads of the training process
 
     def __post_init__(self) -> None:
-        """Refuse counts below one, a negative seed or number of workers.
+        """Refuse counts below one, and what must not be negative.
 
         Raises:
             ValueError: with the number.
         """
-        for name in ("steps", "batch_size", "log_every", "save_every", "keep"):
+        positive = ("steps", "batch_size", "log_every", "save_every", "keep")
+        for name in (*positive, "max_skipped_steps", "profile_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("seed", "workers"):
+        for name in ("seed", "evaluate_every", "profile_start", "workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if self.best_mode not in ("max", "min"):
+            raise ValueError(f"best_mode={self.best_mode!r} must be max or min")
+        if self.best.startswith(EVALUATION) and not self.evaluate_every:
+            raise ValueError(
+                f"best={self.best!r} is measured by an evaluation: set evaluate_every"
+            )
 
 
 def train(
@@ -60,145 +80,147 @@ def train(
     folder: RunFolder,
     *,
     learning_rate: Callable[[int], Any],
+    place: Callable[[Any], Any] = jax.device_put,
+    evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
+    flops_per_token: FlopsPerToken | None = None,
 ) -> TrainState:
     """Train from the folder's newest checkpoint, or from `state`, to the last step.
 
     What is logged is on disk before the checkpoint of the same step, so that a run
-    killed at any moment and begun again has a line for every step, once.
+    killed at any moment and begun again has a line for every step, once. With several
+    hosts all of them call this, and the first one writes.
 
     Args:
         name: the stage's, for the progress line.
-        state: where a run without checkpoint begins; consumed.
-        update: the compiled step.
-        batch_at: the batch of a step, a pure function.
+        state: where a run without checkpoint begins; consumed. Its placement is that of
+            a restored one as well.
+        update: the compiled step; where its metrics have `skipped`, those steps count
+            towards `max_skipped_steps`.
+        batch_at: this host's rows of the batch of a step, a pure function.
         config: steps and intervals.
         folder: where metrics and checkpoints go.
         learning_rate: the rate of a step, for the metrics.
+        place: puts a batch's arrays on the devices.
+        evaluate: measures a state, every `evaluate_every` steps.
+        flops_per_token: of a batch's arrays, forward and backward, for the MFU.
 
     Raises:
+        FloatingPointError: `max_skipped_steps` steps in a row had no finite loss and
+            gradient; the checkpoints before stay.
         SystemExit: with status 75 after SIGTERM or SIGINT, once the state is saved.
+        ValueError: a package or an evaluation that is asked for is not there, `best` is
+            no metric, or no checkpoint can be read.
     """
-    from tqdm import tqdm
-
-    with Checkpoints(folder.path, keep=config.keep) as checkpoints, _Signal() as asked:
+    if config.evaluate_every and evaluate is None:
+        raise ValueError(
+            f"{name}: evaluate_every={config.evaluate_every}, but there is nothing to "
+            "evaluate with; set it to 0"
+        )
+    writes = jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(
+            Checkpoints(
+                folder.place,
+                keep=config.keep,
+                best=config.best,
+                best_mode=config.best_mode,
+            )
+        )
+        asked = stack.enter_context(Interruption())
         start = checkpoints.latest_step or 0
         if start:
             state = checkpoints.restore(state)
-        folder.forget_metrics_after(start)
-        waiting: list[tuple[int, StepBatch, Metrics]] = []
-        with (
-            tqdm(
-                desc=name,
-                initial=start,
-                total=config.steps,
-                unit="step",
-                # A log file gets a line now and then, a terminal a live one.
-                mininterval=0.5 if sys.stderr.isatty() else 15,
-            ) as progress,
-            feed(batch_at, start, config.steps, workers=config.workers) as batches,
-        ):
-            log = _Log(folder, progress, learning_rate)
-            for step, batch in log.timed(batches):
-                state, metrics = update(state, jax.device_put(batch.arrays))
-                # While that step runs, the ones before it can be read at no cost.
-                if step % config.log_every == 0:
-                    log.write(waiting)
-                done = step + 1
-                waiting.append((done, batch, metrics))
-                stop = asked.by is not None
-                if stop or done % config.save_every == 0 or done == config.steps:
-                    log.write(waiting)
-                    checkpoints.save(done, state)
-                if stop:
-                    progress.write(
-                        f"{name}: stopped after step {done} of {config.steps}; the "
-                        "same command goes on from there",
-                        file=sys.stderr,
-                    )
-                    raise SystemExit(INTERRUPTED)
+        if start >= config.steps:
+            return state
+        file = MetricsFile(folder.metrics_file, after=start) if writes else None
+        trackers = open_trackers(
+            folder.place,
+            name=name,
+            config=folder.config,
+            start=start,
+            tensorboard=config.tensorboard,
+            wandb=config.wandb,
+            writes=writes,
+        )
+        for tracker in trackers:
+            stack.callback(tracker.close)
+        trace = stack.enter_context(
+            Trace(
+                join(folder.place, "profile"),
+                first=config.profile_start if writes else 0,
+                steps=config.profile_steps,
+            )
+        )
+        progress = stack.enter_context(
+            progress_bar(name, start=start, steps=config.steps)
+        )
+        batches = stack.enter_context(
+            feed(batch_at, start, config.steps, workers=config.workers)
+        )
+        watch = Watch(
+            progress,
+            file,
+            trackers,
+            learning_rate=learning_rate,
+            flops_per_token=flops_per_token,
+            skips=SkipLimit(config.max_skipped_steps),
+        )
+        for step, batch in watch.timed(batches):
+            done = step + 1
+            trace.before(done)
+            state, metrics = update(state, place(batch.arrays))
+            trace.after(done, (state, metrics))
+            # While that step runs, the ones before it can be read at no cost.
+            if step % config.log_every == 0:
+                watch.write()
+            watch.add(done, batch, metrics)
+            stop = asked.asked_for(done)
+            measured: dict[str, float] = {}
+            if evaluate is not None and _every(config.evaluate_every, done):
+                with watch.spending("evaluation"):
+                    measured = {
+                        EVALUATION + key: float(value)
+                        for key, value in evaluate(state).items()
+                    }
+            due = done % config.save_every == 0 or done == config.steps
+            # The best checkpoint must be there to be kept.
+            due = due or (bool(measured) and config.best in measured)
+            if not (measured or stop or due):
+                continue
+            line = watch.write(measured)
+            _check_best(config.best, line, measured)
+            if stop or due:
+                if file is not None:
+                    file.flush()
+                with watch.spending("saving"):
+                    checkpoints.save(done, state, line)
+            if stop:
+                progress.write(
+                    f"{name}: stopped after step {done} of {config.steps}; the "
+                    "same command goes on from there",
+                    file=sys.stderr,
+                )
+                raise SystemExit(INTERRUPTED)
+        if writes:
+            kept = f"; best {config.best} at step {checkpoints.best_step}"
+            said = watch.summary(name) + (kept if config.best else "")
+            progress.write(said, file=sys.stderr)
     return state
 
 
-class _Log:
-    """Writes the means over the steps since the last line, here and in the bar."""
-
-    def __init__(
-        self,
-        folder: RunFolder,
-        progress: "tqdm",
-        learning_rate: Callable[[int], Any],
-    ):
-        self.folder, self.progress, self.learning_rate = folder, progress, learning_rate
-        self.began = time.monotonic()
-        self.waited = 0.0  # seconds spent waiting for batches since then
-
-    def timed(
-        self, batches: Iterator[tuple[int, StepBatch]]
-    ) -> Iterator[tuple[int, StepBatch]]:
-        """Yield from the feed, and count how long it made the loop wait."""
-        while True:
-            asked = time.monotonic()
-            item = next(batches, None)
-            self.waited += time.monotonic() - asked
-            if item is None:
-                return
-            yield item
-
-    def write(self, waiting: list[tuple[int, StepBatch, Metrics]]) -> None:
-        """Write a line for the steps that wait, if any do, and empty the list."""
-        if not waiting:
-            return
-        values = jax.device_get([metrics for _, _, metrics in waiting])
-        means = {
-            key: float(sum(v[key] for v in values) / len(values)) for key in values[0]
-        }
-        now = time.monotonic()
-        tokens = sum(batch.num_tokens for _, batch, _ in waiting)
-        padding = 1 - tokens / sum(batch.num_columns for _, batch, _ in waiting)
-        rate = tokens / (now - self.began)
-        input_wait = self.waited / (now - self.began)
-        self.began, self.waited = now, 0.0
-        step, batch, _ = waiting[-1]
-        self.progress.set_postfix_str(
-            f"loss {means['loss']:.4f}, {rate / 1000:.1f}k tokens/s, "
-            f"{padding:.0%} padding, {input_wait:.0%} waiting for input",
-            refresh=False,
-        )
-        self.progress.update(len(waiting))
-        self.folder.log(
-            {
-                "step": step,
-                **means,
-                "learning_rate": float(self.learning_rate(step - 1)),
-                "tokens_per_second": round(rate, 1),
-                "padding": round(padding, 4),  # share of the columns
-                "input_wait": round(input_wait, 4),  # share of the time
-                "source": batch.source,
-                "time": round(time.time(), 3),
-            }
-        )
-        waiting.clear()
+def _every(interval: int, done: int) -> bool:
+    return interval > 0 and done % interval == 0
 
 
-class _Signal:
-    """Notes SIGTERM or SIGINT, so that the loop can end between two steps."""
+def _check_best(
+    best: str, line: Mapping[str, Any], measured: Mapping[str, float]
+) -> None:
+    """Refuse a best metric that no line will ever have.
 
-    def __init__(self):
-        self.by: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Signal":
-        self._before = {
-            number: signal.signal(number, self._note)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        return self
-
-    def _note(self, number: int, _frame: object) -> None:
-        self.by = number
-        if number == signal.SIGINT:  # whoever presses Ctrl-C again will not wait
-            signal.signal(number, self._before[number])
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    Raises:
+        ValueError: with the nearest name there is.
+    """
+    if not best or best in line or (best.startswith(EVALUATION) and not measured):
+        return
+    known = [key for key, value in line.items() if isinstance(value, int | float)]
+    raise ValueError(f"best={best!r} is no metric: {nearest(best, known)}")

@@ -4,6 +4,7 @@ Nomic Embed, arXiv:2402.01613, section 3.3.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -14,14 +15,17 @@ from nomic_jax.config import ModelConfig, padded_vocabulary
 from nomic_jax.data.mlm import Documents, Masking, MlmBatches
 from nomic_jax.data.schedule import Sampling, Schedule
 from nomic_jax.model.heads import MaskedLanguageModel
+from nomic_jax.sharding import MeshConfig, host_share, put_batch
 from nomic_jax.store.store import Store
 from nomic_jax.tokenizer import TextTokenizer
+from nomic_jax.training.flops import flops_per_token
 from nomic_jax.training.loop import LoopConfig, train
 from nomic_jax.training.optimizer import (
     OptimizerConfig,
     learning_rate,
     make_optimizer,
 )
+from nomic_jax.training.placement import MemoryConfig, Placement, place_state
 from nomic_jax.training.run_folder import RunFolder
 from nomic_jax.training.steps import TrainState, make_update, mlm_objective
 
@@ -89,6 +93,8 @@ class MlmStage:
     optimizer: OptimizerConfig
     train: LoopConfig
     sampling: Sampling = Sampling()
+    mesh: MeshConfig = MeshConfig()
+    memory: MemoryConfig = MemoryConfig()
 
     def __post_init__(self) -> None:
         """Refuse rows longer than the model's positions, before any text is read.
@@ -115,7 +121,9 @@ def fresh_model(
     @jax.jit
     def draw() -> MaskedLanguageModel:
         rngs = nnx.Rngs(stage.train.seed)
-        return MaskedLanguageModel(config, rngs=rngs, dtype=jnp.dtype(dtype))
+        model = MaskedLanguageModel(config, rngs=rngs, dtype=jnp.dtype(dtype))
+        model.encoder.remat = stage.memory.remat
+        return model
 
     return draw()
 
@@ -141,6 +149,13 @@ def train_mlm(
             not hold rows of the stage's length.
     """
     settings = stage.train
+    placement = Placement.of(
+        stage.mesh,
+        stage.memory,
+        batch_size=settings.batch_size,
+        row_length=stage.data.row_length,
+    )
+    host, hosts = host_share(placement.mesh)
     for store in stores.values():
         store.check_tokenizer(tokenizer.digest)
     batch_at = MlmBatches(
@@ -160,15 +175,25 @@ def train_mlm(
         ),
         row_length=stage.data.row_length,
         documents=stage.data.documents,
+        host=host,
+        hosts=hosts,
     )
+    config = model.encoder.config
     optimizer = make_optimizer(stage.optimizer, settings.steps)
     state = train(
         stage.name,
-        TrainState.fresh(model, optimizer),
-        make_update(mlm_objective, optimizer, seed=settings.seed),
+        place_state(TrainState.fresh(model, optimizer), placement.mesh),
+        make_update(
+            mlm_objective(placement),
+            optimizer,
+            seed=settings.seed,
+            mesh=placement.mesh,
+        ),
         batch_at,
         settings,
         folder,
         learning_rate=learning_rate(stage.optimizer, settings.steps),
+        place=lambda batch: put_batch(batch, placement.mesh),
+        flops_per_token=functools.partial(flops_per_token, config),
     )
     return state.model

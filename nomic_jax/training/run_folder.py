@@ -2,23 +2,30 @@
 
     config.json  metrics.jsonl  checkpoints/STEP
 
-Checkpoints are plain named arrays, written by Orbax in the background and atomically.
+It may be a URL; one host of several writes into it.
 """
 
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
+from nomic_jax.storage import (
+    exists,
+    is_remote,
+    join,
+    local_path,
+    read_bytes,
+    read_json,
+    sizes,
+    write_bytes,
+    write_json,
+)
 
-from nomic_jax.storage import write_json
-from nomic_jax.training.optimizer import parameter_name
-from nomic_jax.training.steps import TrainState
-from nomic_jax.whole_file import whole_file
+REMOTE_SECONDS = 60.0  # between writes of a metrics file that is a URL
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -45,67 +52,111 @@ def differing_fields(
 class RunFolder:
     """The folder of one stage, opened for one resolved config."""
 
-    path: Path
+    place: str  # absolute, or a URL
 
     @classmethod
-    def open(cls, path: Path, config: Mapping[str, Any]) -> "RunFolder":
+    def open(
+        cls, folder: str | Path, config: Mapping[str, Any], *, write: bool = True
+    ) -> "RunFolder":
         """Make the folder, or find it as an earlier run with the same config left it.
+
+        Args:
+            folder: a local one, or a URL.
+            config: the stage's, resolved.
+            write: whether this host is the one that writes.
 
         Raises:
             ValueError: the folder belongs to another config.
         """
-        cls.check(path, config)
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(path / "config.json", {"hash": config_hash(config), "stage": config})
-        return cls(path)
+        cls.check(folder, config)
+        place = str(folder) if is_remote(folder) else str(local_path(folder).resolve())
+        if write:
+            found = {"hash": config_hash(config), "stage": config}
+            write_json(join(place, "config.json"), found)
+        return cls(place)
 
     @staticmethod
-    def check(path: Path, config: Mapping[str, Any]) -> None:
+    def check(folder: str | Path, config: Mapping[str, Any]) -> None:
         """Refuse a folder in which another config has run.
 
         Raises:
             ValueError: the fields that differ are named with both values.
         """
-        file = path / "config.json"
+        file = join(folder, "config.json")
         # A stage that failed before it left anything else is as good as new.
-        if not file.is_file() or len(list(path.iterdir())) == 1:
+        if not exists(file) or _holds_nothing_else(folder):
             return
-        earlier = json.loads(file.read_text())["stage"]
+        earlier = read_json(file)["stage"]
         new = json.loads(json.dumps(config))  # tuples become lists, as on disk
         if changed := differing_fields(earlier, new):
             raise ValueError(
-                f"{path} holds a run of another config: {'; '.join(changed)}; "
-                f"use another --out, or remove {path.parent}"
+                f"{folder} holds a run of another config: {'; '.join(changed)}; "
+                f"use another --out, or remove {str(folder).rpartition('/')[0]}"
             )
 
     @property
-    def metrics_file(self) -> Path:
+    def path(self) -> Path:
+        """The local folder.
+
+        Raises:
+            ValueError: it is a URL.
+        """
+        return local_path(self.place)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The resolved config it was opened for."""
+        return read_json(join(self.place, "config.json"))["stage"]
+
+    @property
+    def metrics_file(self) -> str:
         """One JSON object a line, one line a logged step."""
-        return self.path / "metrics.jsonl"
+        return join(self.place, "metrics.jsonl")
 
-    def log(self, values: Mapping[str, Any]) -> None:
-        """Append one line of metrics."""
-        with self.metrics_file.open("a") as file:
-            file.write(json.dumps(values) + "\n")
 
-    def forget_metrics_after(self, step: int) -> None:
-        """Drop what an interrupted run logged beyond the checkpoint that is resumed."""
-        if not self.metrics_file.is_file():
+class MetricsFile:
+    """Appends lines to a metrics file, which at a URL can only be written whole."""
+
+    def __init__(self, place: str | Path, *, after: int = 0):
+        """Open a file, and drop what it says of steps beyond `after`.
+
+        An interrupted run logs beyond the checkpoint that is resumed.
+        """
+        self.place = place
+        self._lines: list[str] = []  # all of them, where the file is a URL
+        self._written = time.monotonic()
+        if not exists(place):
             return
-        kept = [
-            line for line in read_metrics(self.metrics_file) if line["step"] <= step
-        ]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        if text == self.metrics_file.read_text():
+        kept = [line for line in read_metrics(place) if line["step"] <= after]
+        lines = [json.dumps(line) + "\n" for line in kept]
+        content = "".join(lines).encode()
+        if content != read_bytes(place):
+            write_bytes(place, content)
+        if is_remote(place):
+            self._lines = lines
+
+    def append(self, values: Mapping[str, Any]) -> None:
+        """Add a line; at a URL it is there after `flush`, or soon."""
+        line = json.dumps(values) + "\n"
+        if not is_remote(self.place):
+            with local_path(self.place).open("a") as file:
+                file.write(line)
             return
-        with whole_file(self.metrics_file) as file:
-            file.write(text.encode())
+        self._lines.append(line)
+        if time.monotonic() - self._written > REMOTE_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Return when every line is where it belongs."""
+        if is_remote(self.place):
+            write_bytes(self.place, "".join(self._lines).encode())
+            self._written = time.monotonic()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(place: str | Path) -> list[dict[str, Any]]:
     """Read a metrics file; a last line that a kill cut short is left out."""
     lines = []
-    for text in path.read_text().splitlines():
+    for text in read_bytes(place).decode().splitlines():
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
@@ -113,78 +164,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def named_arrays(state: TrainState) -> dict[str, jax.Array]:
-    """Flatten a state into plain arrays under plain names."""
-    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    named = {parameter_name(path): array for path, array in leaves}
-    assert len(named) == len(leaves), "two arrays of the state share a name"
-    return named
-
-
-def from_named_arrays(
-    like: TrainState, arrays: Mapping[str, jax.Array | np.ndarray]
-) -> TrainState:
-    """Build a state of the structure of `like` from named arrays.
-
-    Raises:
-        ValueError: names or shapes differ; all of them are listed.
-    """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
-    expected = {parameter_name(path): leaf.shape for path, leaf in leaves}
-    problems = [f"missing {name}" for name in expected if name not in arrays]
-    problems += [f"unused {name}" for name in arrays if name not in expected]
-    problems += [
-        f"{name} is {tuple(arrays[name].shape)}, expected {shape}"
-        for name, shape in expected.items()
-        if name in arrays and tuple(arrays[name].shape) != shape
-    ]
-    if problems:
-        raise ValueError("the checkpoint does not fit: " + "; ".join(problems))
-    return jax.tree.unflatten(structure, [arrays[name] for name in expected])
-
-
-class Checkpoints:
-    """The checkpoints of a stage, newest last; a context that waits for its writes."""
-
-    def __init__(self, folder: Path, *, keep: int):
-        """Open the checkpoints of a stage's folder, keeping the newest `keep`."""
-        import orbax.checkpoint as ocp
-
-        self._save = ocp.args.StandardSave
-        self._restore = ocp.args.StandardRestore
-        self._manager = ocp.CheckpointManager(
-            (folder / "checkpoints").resolve(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, cleanup_tmp_directories=True
-            ),
-        )
-
-    def __enter__(self) -> "Checkpoints":
-        """Return itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Wait for the write in progress."""
-        self._manager.close()
-
-    def save(self, step: int, state: TrainState) -> None:
-        """Copy the state to the host and write it in the background.
-
-        On return the state may be donated to the next step.
-        """
-        if self.latest_step != step:
-            self._manager.save(step, args=self._save(named_arrays(state)), force=True)
-
-    @property
-    def latest_step(self) -> int | None:
-        """The newest whole checkpoint's step, None where there is none."""
-        return self._manager.latest_step()
-
-    def restore(self, like: TrainState) -> TrainState:
-        """Load the newest checkpoint into the structure and placement of `like`."""
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-            named_arrays(like),
-        )
-        arrays = self._manager.restore(self.latest_step, args=self._restore(abstract))
-        return from_named_arrays(like, arrays)
+def _holds_nothing_else(folder: str | Path) -> bool:
+    """Say whether a folder holds one file and no folder."""
+    if not is_remote(folder):
+        return len(list(local_path(folder).iterdir())) == 1
+    return len(sizes(folder)) == 1 and not exists(join(folder, "checkpoints"))

@@ -1,0 +1,265 @@
+"""Where arrays lie on a mesh of devices: one table for parameters, one axis for rows.
+
+    data     batches are split, parameters repeated
+    fsdp     batches and parameters are split (Rajbhandari et al. 2019, ZeRO,
+             arXiv:1910.02054, stage 3; the paper trained with stage 2)
+    tensor   heads and the MLP's width are split (Shoeybi et al. 2019, Megatron-LM,
+             arXiv:1909.08053, section 3)
+
+Modules know nothing of it: the rules name parameters by their paths.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+)
+
+from nomic_jax.batch import MlmBatch, PairBatch
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = PartitionSpec(("data", "fsdp"))  # of a batch
+REPEATED = PartitionSpec()
+
+# The first rule that matches the end of a parameter's path places it.
+RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"word_embedding\.embedding", PartitionSpec("fsdp")),  # V D
+    (r"attention\.qkv\.kernel", PartitionSpec(None, "fsdp", None, "tensor")),  # LD3HK
+    (r"attention\.out\.kernel", PartitionSpec(None, "tensor", None, "fsdp")),  # LHKD
+    (r"mlp\.(gate|up)\.kernel", PartitionSpec(None, "fsdp", "tensor")),  # L D width
+    (r"mlp\.down\.kernel", PartitionSpec(None, "tensor", "fsdp")),  # L width D
+    (r"head\.dense\.kernel", PartitionSpec("fsdp")),  # D D
+    (r"", REPEATED),  # norms, biases, token types, counts
+)
+
+Tree = TypeVar("Tree")
+Batch = TypeVar("Batch", MlmBatch, PairBatch)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How many devices lie along each axis; one axis at most takes the rest (-1)."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that describe no mesh.
+
+        Raises:
+            ValueError: a size is 0 or below -1, or two are -1.
+        """
+        sizes = dataclasses.asdict(self)
+        bad = [
+            f"{axis}={size}" for axis, size in sizes.items() if size < -1 or not size
+        ]
+        if bad:
+            raise ValueError(f"mesh: {', '.join(bad)} must be positive, or -1")
+        if list(sizes.values()).count(-1) > 1:
+            raise ValueError(f"mesh {sizes}: only one axis can take the rest (-1)")
+
+    def shape(self, devices: int) -> tuple[int, int, int]:
+        """Return the sizes along `AXES` for a number of devices.
+
+        Raises:
+            ValueError: the sizes do not multiply to the devices.
+        """
+        sizes = [self.data, self.fsdp, self.tensor]
+        fixed = math.prod(size for size in sizes if size != -1)
+        if devices % fixed or (-1 not in sizes and fixed != devices):
+            raise ValueError(
+                f"a mesh of data={self.data}, fsdp={self.fsdp}, tensor={self.tensor} "
+                f"does not fit {devices} devices: the sizes must multiply to them, "
+                "-1 standing for the rest"
+            )
+        data, fsdp, tensor = (devices // fixed if s == -1 else s for s in sizes)
+        return data, fsdp, tensor
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh | None:
+    """Lay devices out as the config says; a single device needs no mesh.
+
+    Args:
+        config: sizes of the axes.
+        devices: all there are where not given.
+
+    Raises:
+        ValueError: the sizes do not multiply to the devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = config.shape(len(devices))
+    if len(devices) == 1:
+        return None
+    automatic = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(shape, AXES, axis_types=automatic, devices=devices)
+
+
+def row_parts(mesh: Mesh | None) -> int:
+    """Return into how many parts the rows of a batch are split."""
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def host_share(mesh: Mesh | None) -> tuple[int, int]:
+    """Return which share of a batch's rows this process builds, and of how many.
+
+    Processes that hold the same rows, as where the tensor axis goes over them, build
+    the same share.
+
+    Raises:
+        ValueError: the mesh gives this process rows that are not side by side.
+    """
+    if mesh is None:
+        return 0, 1
+    parts = row_parts(mesh)
+    places = NamedSharding(mesh, ROWS).devices_indices_map((parts,))
+    mine = sorted(
+        {
+            rows.start or 0
+            for device, (rows,) in places.items()
+            if device.process_index == jax.process_index()
+        }
+    )
+    if mine != list(range(mine[0], mine[0] + len(mine))) or mine[0] % len(mine):
+        raise ValueError(
+            f"process {jax.process_index()} holds parts {mine} of {parts} of the rows; "
+            "order the mesh so that each process holds parts side by side"
+        )
+    return mine[0] // len(mine), parts // len(mine)
+
+
+def parameter_spec(path: str) -> PartitionSpec:
+    """Return the rule for a parameter, or a moment of it, by its path."""
+    return next(spec for rule, spec in RULES if re.search(rule + "$", path))
+
+
+def shardings(tree: Any, names: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """Return the sharding of each array of a state.
+
+    Args:
+        tree: arrays or their shapes.
+        names: a tree of the same structure with the arrays' paths.
+        mesh: with the axes `AXES`.
+
+    Raises:
+        ValueError: an axis of the mesh does not divide the axis it splits; all such
+            arrays are named.
+    """
+    problems = []
+
+    def one(array: jax.Array | jax.ShapeDtypeStruct, name: str) -> NamedSharding:
+        spec = parameter_spec(name)
+        for size, axis in zip(array.shape, spec, strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                problems.append(
+                    f"{name} has shape {array.shape}, of which {size} does not split "
+                    f"over {axis}={mesh.shape[axis]}"
+                )
+        return NamedSharding(mesh, spec)
+
+    placed = jax.tree.map(one, tree, names)
+    if problems:
+        raise ValueError(
+            f"the mesh does not fit the model: {'; '.join(problems)}; choose an axis "
+            "that divides them"
+        )
+    return placed
+
+
+def batch_specs(batch: Batch) -> Batch:
+    """Return the spec of each array of a batch: rows are split, places repeated."""
+    specs = jax.tree.map(lambda _: ROWS, batch)
+    if isinstance(batch, PairBatch):
+        specs = dataclasses.replace(
+            specs, query_places=REPEATED, document_places=REPEATED
+        )
+    return specs
+
+
+def put_batch(batch: Batch, mesh: Mesh | None) -> Batch:
+    """Move this host's rows to its devices, as its part of the global arrays."""
+    if mesh is None:
+        return jax.device_put(batch)
+    return jax.tree.map(
+        lambda array, spec: jax.make_array_from_process_local_data(
+            NamedSharding(mesh, spec), array
+        ),
+        batch,
+        batch_specs(batch),
+    )
+
+
+def over_data(
+    function: Callable[..., Tree], mesh: Mesh | None, *, splits: Sequence[bool]
+) -> Callable[..., Tree]:
+    """Run a function of a model and rows on each data-parallel device's own rows.
+
+    The first argument is marked as differing between devices before the function sees
+    it. Its gradient is then summed over them once, where the function ends, instead of
+    at each use: once a step, however many microbatches and layers the function has.
+
+    Args:
+        function: of the model and further arguments; returns arrays whose leading axes
+            are those of the rows.
+        mesh: None: the function is called as it is.
+        splits: which of the further arguments are split along their leading axis.
+    """
+    if mesh is None or mesh.shape["data"] == 1:
+        return function
+    if mesh.shape["fsdp"] > 1 and mesh.shape["tensor"] > 1:
+        # XLA (jax 0.10.2) aborts on a lookup in a table that is split over one of two
+        # axes which it places itself beside one that it does not. Left to place all
+        # three it is right, and sums gradients in each microbatch.
+        return function
+
+    def local(model: Any, *arguments: Any) -> Tree:
+        model = jax.tree.map(
+            lambda array: jax.lax.pcast(array, ("data",), to="varying"), model
+        )
+        return function(model, *arguments)
+
+    split = PartitionSpec("data")
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(REPEATED, *(split if each else REPEATED for each in splits)),
+        out_specs=split,
+        axis_names={"data"},
+    )
+
+
+def shared(function: Callable[..., Tree], mesh: Mesh | None) -> Callable[..., Tree]:
+    """Run a function of repeated arrays on all devices, each computing a share.
+
+    Args:
+        function: takes `axis`, the axes along which its devices share the work, or
+            None; what it returns is the same on all of them.
+        mesh: None: the function is called as it is.
+    """
+    if row_parts(mesh) == 1 or mesh is None:
+        return function
+    axes = ("data", "fsdp")
+    return jax.shard_map(
+        functools.partial(function, axis=axes),
+        mesh=mesh,
+        in_specs=REPEATED,
+        out_specs=REPEATED,
+        axis_names=set(axes),
+    )
+
+
+def constrain(array: jax.Array, mesh: Mesh | None, spec: PartitionSpec) -> jax.Array:
+    """Say where an array inside a compiled function lies; without a mesh, nothing."""
+    if mesh is None:
+        return array
+    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))

@@ -1,0 +1,199 @@
+"""The checkpoints of a stage: plain named arrays, written by Orbax in the background.
+
+    FOLDER/checkpoints/STEP
+
+Each appears whole or not at all, and is restored onto whatever mesh there is.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from nomic_jax.storage import is_remote, join, local_path
+from nomic_jax.training.damaged import set_damaged_aside
+from nomic_jax.training.optimizer import parameter_name
+from nomic_jax.training.steps import TrainState
+
+REMOTE = ("gs://", "s3://")  # the URLs that Orbax writes to
+
+
+def named_arrays(state: TrainState) -> dict[str, jax.Array]:
+    """Flatten a state into plain arrays under plain names."""
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    named = {parameter_name(path): array for path, array in leaves}
+    assert len(named) == len(leaves), "two arrays of the state share a name"
+    return named
+
+
+def check_fit(like: TrainState, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse arrays that are not those of a state.
+
+    Raises:
+        ValueError: names or shapes differ; all of them are listed.
+    """
+    expected = {name: array.shape for name, array in named_arrays(like).items()}
+    problems = [f"missing {name}" for name in expected if name not in shapes]
+    problems += [f"unused {name}" for name in shapes if name not in expected]
+    problems += [
+        f"{name} is {shapes[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in shapes and shapes[name] != shape
+    ]
+    if problems:
+        raise ValueError("the checkpoint does not fit: " + "; ".join(problems))
+
+
+def from_named_arrays(
+    like: TrainState, arrays: Mapping[str, jax.Array | np.ndarray]
+) -> TrainState:
+    """Build a state of the structure of `like` from named arrays.
+
+    Raises:
+        ValueError: names or shapes differ; all of them are listed.
+    """
+    check_fit(like, {name: tuple(array.shape) for name, array in arrays.items()})
+    structure = jax.tree.structure(like)
+    return jax.tree.unflatten(structure, [arrays[name] for name in named_arrays(like)])
+
+
+class Checkpoints:
+    """The checkpoints of a stage, newest last; a context that waits for its writes.
+
+    With several hosts, all of them make the same calls.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        keep: int,
+        best: str = "",
+        best_mode: Literal["max", "min"] = "max",
+    ):
+        """Open the checkpoints of a stage's folder; set damaged newest ones aside.
+
+        Args:
+            folder: the stage's; a URL must be one that Orbax writes to.
+            keep: newest checkpoints that stay.
+            best: a metric; the checkpoint that is best by it stays as well.
+            best_mode: whether the largest or the smallest value is the best.
+
+        Raises:
+            ValueError: the folder is at a place where Orbax does not write, or there
+                are checkpoints but not one of them can be read.
+        """
+        import orbax.checkpoint as ocp
+        from etils import epath
+        from orbax.checkpoint.checkpoint_managers import (
+            AnyPreservationPolicy,
+            BestN,
+            LatestN,
+        )
+
+        place = join(folder, "checkpoints")
+        if is_remote(place) and not place.startswith(REMOTE):
+            raise ValueError(
+                f"checkpoints cannot be written to {place}: Orbax writes to local "
+                f"folders, {' and '.join(REMOTE)}"
+            )
+        self.path = epath.Path(place if is_remote(place) else local_path(place))
+        self.path = self.path if is_remote(place) else self.path.resolve()
+        set_damaged_aside(self.path)
+        self.best = best
+        policies: list[Any] = [LatestN(keep)]
+        worst = -math.inf if best_mode == "max" else math.inf
+
+        def value(metrics: Mapping[str, float]) -> float:
+            return metrics.get(best, worst)
+
+        if best:
+            lowest = best_mode == "min"
+            policies.append(BestN(get_metric_fn=value, reverse=lowest, n=1))
+        self._save = ocp.args.StandardSave
+        self._restore = ocp.args.StandardRestore
+
+        class Manager(ocp.CheckpointManager):
+            def reached_preemption(self, step: int) -> bool:
+                # Orbax asks this from a thread that finishes an older step, and JAX's
+                # service would take that for how far this host is. The loop asks.
+                return False
+
+        self._manager = Manager(
+            self.path,
+            item_handlers=ocp.StandardCheckpointHandler(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=AnyPreservationPolicy(policies),
+                # The policy decides; these two make Orbax write the metrics down.
+                best_fn=value if best else None,
+                best_mode=best_mode,
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for the write in progress."""
+        self._manager.close()
+
+    def save(
+        self, step: int, state: TrainState, metrics: Mapping[str, Any] | None = None
+    ) -> None:
+        """Copy the state to the host and write it in the background.
+
+        On return the state may be donated to the next step.
+
+        Args:
+            step: optimizer steps done.
+            state: after this step.
+            metrics: of this step; a checkpoint without the best metric's value comes
+                last.
+        """
+        if self.latest_step == step:
+            return
+        value = (metrics or {}).get(self.best)
+        if value is None or not math.isfinite(value):
+            known = {}
+        else:
+            known = {self.best: float(value)}
+        self._manager.save(
+            step,
+            args=self._save(named_arrays(state)),
+            metrics=known,
+            force=True,
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest whole checkpoint's step, None where there is none."""
+        return self._manager.latest_step()
+
+    @property
+    def best_step(self) -> int | None:
+        """The step that is best by the metric, the latest where there is no metric."""
+        return self._manager.best_step()
+
+    def restore(self, like: TrainState) -> TrainState:
+        """Load the newest checkpoint into the structure and placement of `like`.
+
+        The placement may be another than that of the run which wrote it.
+
+        Raises:
+            ValueError: the checkpoint holds other arrays; all differences are listed.
+        """
+        step = self.latest_step
+        assert step is not None, "there is no checkpoint to restore"
+        found = self._manager.item_metadata(step).tree
+        check_fit(like, {name: tuple(array.shape) for name, array in found.items()})
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            named_arrays(like),
+        )
+        arrays = self._manager.restore(step, args=self._restore(abstract))
+        return from_named_arrays(like, arrays)

@@ -1,0 +1,111 @@
+"""Model FLOPs of a training step, counted from the architecture, and chips' peaks.
+
+Per token and layer: 8 D^2 for the four projections of attention, 6 D F for the gated
+MLP of width F, and 4 D n for the scores and their sum over the n tokens of its own
+text. The MLM head adds 2 D (D + V) for each masked position. A multiplication with its
+addition counts as 2, and the backward pass as twice the forward (Kaplan et al. 2020,
+arXiv:2001.08361, section 2.1; MFU: Chowdhery et al. 2022, arXiv:2204.02311, appendix
+B). What is recomputed to save memory, and padding, do not count.
+"""
+
+import jax
+import numpy as np
+
+from nomic_jax.batch import PADDING, MlmBatch, PairBatch
+from nomic_jax.config import ModelConfig
+
+# Dense bfloat16 FLOP/s of what JAX calls one device, by the beginning of its kind; the
+# makers' data sheets. A TPU7x chip of 2,307 TFLOP/s is two devices.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Return a device's peak bfloat16 FLOP/s, None where it is not known, as of CPUs.
+
+    Args:
+        device_kind: as `jax.Device.device_kind` says.
+    """
+    fitting = [
+        kind
+        for kind in PEAK_FLOPS
+        # A whole word: "TPU v4i" is another chip than "TPU v4".
+        if device_kind == kind or device_kind.startswith((f"{kind} ", f"{kind}-"))
+    ]
+    return PEAK_FLOPS[max(fitting, key=len)] if fitting else None
+
+
+def forward_flops(
+    config: ModelConfig, *, tokens: int, attended: int, masked: int = 0
+) -> float:
+    """Count the FLOPs of a forward pass.
+
+    Args:
+        config: the architecture.
+        tokens: of all texts, padding not counted.
+        attended: the sum over these tokens of the tokens of their own text.
+        masked: positions that go through the MLM head.
+    """
+    width = config.width
+    layer = tokens * (8 * width**2 + 6 * width * config.mlp_width)
+    attention = 4 * width * attended
+    head = 2 * width * (width + config.vocab_size) * masked
+    return float(config.num_layers * (layer + attention) + head)
+
+
+def flops_per_token(config: ModelConfig, arrays: MlmBatch | PairBatch) -> float:
+    """Return the FLOPs of a training step, both ways, over the batch's tokens.
+
+    Args:
+        config: the architecture.
+        arrays: the batch, or this host's rows of it, on the host.
+    """
+    if isinstance(arrays, PairBatch):
+        lengths = np.asarray(arrays.texts.slot_lengths, np.int64)
+        tokens, attended, masked = lengths.sum(), (lengths**2).sum(), 0
+    else:
+        lengths = text_lengths(np.asarray(arrays.tokens.segment_ids))
+        tokens, attended = lengths.sum(), (lengths**2).sum()
+        masked = np.asarray(arrays.weights).sum()
+    forward = forward_flops(
+        config, tokens=int(tokens), attended=int(attended), masked=int(masked)
+    )
+    return 3 * forward / max(1, int(tokens))
+
+
+def text_lengths(segment_ids: np.ndarray) -> np.ndarray:
+    """Return the tokens of each text of rows of segments, in order.
+
+    Args:
+        segment_ids: integers [B, S]; a text is a run of equal ids in a row.
+    """
+    begins = np.diff(segment_ids, axis=1, prepend=-1) != 0
+    first = np.flatnonzero(begins)
+    lengths = np.diff(first, append=segment_ids.size)
+    return lengths[segment_ids.reshape(-1)[first] != PADDING]
+
+
+def device_memory() -> dict[str, float]:
+    """Return the fullest local device's memory in GiB, empty where none is told.
+
+    `memory` is the most that was ever in use, `memory_limit` what there is.
+    """
+    told = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    told = [stats for stats in told if "peak_bytes_in_use" in stats]
+    if not told:
+        return {}
+    fullest = max(told, key=lambda stats: stats["peak_bytes_in_use"])
+    names = {"memory": "peak_bytes_in_use", "memory_limit": "bytes_limit"}
+    return {ours: fullest[its] / 2**30 for ours, its in names.items() if its in fullest}

@@ -1,0 +1,99 @@
+"""Where a stage trains: its mesh, and how many rows a device takes at once."""
+
+import dataclasses
+from typing import Any, TypeVar
+
+import jax
+from jax.sharding import Mesh
+
+from nomic_jax.model.encoder import Remat
+from nomic_jax.sharding import MeshConfig, make_mesh, row_parts, shardings
+from nomic_jax.training.optimizer import parameter_name
+
+Tree = TypeVar("Tree")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """What a device keeps at a time; no choice changes the gradient."""
+
+    tokens_at_once: int | None = None  # of a device's rows, padding too; None: all
+    remat: Remat = "none"  # what a layer keeps for its backward pass: all, or its input
+
+    def __post_init__(self) -> None:
+        """Refuse a number of tokens that holds none.
+
+        Raises:
+            ValueError: with the number.
+        """
+        if self.tokens_at_once is not None and self.tokens_at_once < 1:
+            raise ValueError(
+                f"tokens_at_once={self.tokens_at_once} must be at least 1, or None"
+            )
+        if self.remat not in ("none", "full"):
+            raise ValueError(f"remat={self.remat!r} must be none or full")
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where a step runs, and how many rows it takes at once."""
+
+    mesh: Mesh | None = None  # None: a single device
+    most_rows: int | None = None  # of a microbatch on a device; None: all
+
+    @classmethod
+    def of(
+        cls, mesh: MeshConfig, memory: MemoryConfig, *, batch_size: int, row_length: int
+    ) -> "Placement":
+        """Lay out the devices there are for batches of a size.
+
+        Args:
+            mesh: sizes of its axes.
+            memory: tokens at once.
+            batch_size: rows, or queries, of a whole batch.
+            row_length: tokens of a row.
+
+        Raises:
+            ValueError: the mesh does not fit the devices, the batch does not split
+                over it, or a row has more tokens than are taken at once.
+        """
+        made = make_mesh(mesh)
+        parts = row_parts(made)
+        if batch_size % parts:
+            raise ValueError(
+                f"batch_size={batch_size} does not split over the {parts} devices that "
+                "take rows (data x fsdp); use a multiple of them"
+            )
+        if memory.tokens_at_once is None:
+            return cls(made)
+        if memory.tokens_at_once < row_length:
+            raise ValueError(
+                f"tokens_at_once={memory.tokens_at_once} holds no row of {row_length} "
+                "tokens; raise it, or shorten the texts"
+            )
+        return cls(made, memory.tokens_at_once // row_length)
+
+
+def place_state(state: Tree, mesh: Mesh | None) -> Tree:
+    """Put a state's arrays where the rules say; moments lie where their parameters do.
+
+    Args:
+        state: a tree of arrays.
+        mesh: None: the state is returned as it is.
+
+    Raises:
+        ValueError: an axis of the mesh does not divide an array's.
+    """
+    return state if mesh is None else jax.device_put(state, _places(state, mesh))
+
+
+def keep_placed(state: Tree, mesh: Mesh | None) -> Tree:
+    """Say inside a compiled step that a state lies where `place_state` put it."""
+    if mesh is None:
+        return state
+    return jax.lax.with_sharding_constraint(state, _places(state, mesh))
+
+
+def _places(state: Any, mesh: Mesh) -> Any:
+    names = jax.tree_util.tree_map_with_path(lambda p, _: parameter_name(p), state)
+    return shardings(state, names, mesh)

@@ -1,0 +1,194 @@
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from nomic_jax.model.heads import MaskedLanguageModel
+from nomic_jax.sharding import (
+    AXES,
+    REPEATED,
+    MeshConfig,
+    make_mesh,
+    parameter_spec,
+    row_parts,
+    shardings,
+)
+from nomic_jax.training.optimizer import parameter_name
+
+HERE = Path(__file__).parent
+ALL, SOME = "None", "3"  # rows at once
+
+
+@pytest.fixture(scope="module")
+def run_on(tmp_path_factory):
+    """Loss, gradients and collectives of a step on a mesh, computed once for each."""
+    folder, done = tmp_path_factory.mktemp("meshes"), {}
+
+    def run(*sizes):
+        if sizes not in done:
+            out = str(folder / "x".join(map(str, sizes)))
+            script = [sys.executable, str(HERE / "mesh_gradients.py"), out]
+            count = math.prod(sizes)
+            environment = os.environ | {
+                "JAX_PLATFORMS": "cpu",
+                "PYTHONPATH": f"{HERE.parent}:{HERE}",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+            }
+            subprocess.run([*script, *map(str, sizes)], env=environment, check=True)
+            with np.load(out + ".npz") as arrays:
+                found = dict(arrays)
+            done[sizes] = found, json.loads(Path(out + ".json").read_text())
+        return done[sizes]
+
+    return run
+
+
+def worst_error(found, expected, case, most, expected_most=ALL):
+    """The largest error of a gradient by the largest entry of the expected one."""
+    errors = {}
+    for name, value in expected.items():
+        prefix, _, parameter = name.rpartition("/")
+        if prefix == f"{case}/{expected_most}":
+            ours = found[f"{case}/{most}/{parameter}"]
+            errors[parameter] = np.abs(ours - value).max() / np.abs(value).max()
+    return errors.pop("loss"), max(errors.values())
+
+
+# Sums over rows, layers and 128 entries of the vocabulary in another order: two layers
+# of float32 gave 4e-7 of the loss and 7e-6 of a gradient's largest entry.
+LOSS, GRADIENT = 2e-6, 3e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["mlm", "contrastive"])
+def test_microbatches_give_the_gradient_of_the_whole_batch(run_on, case):
+    found, _ = run_on(1, 1, 1)
+    loss, gradient = worst_error(found, found, case, SOME)
+    assert loss < LOSS and gradient < GRADIENT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["mlm", "contrastive"])
+@pytest.mark.parametrize("most", [ALL, SOME])
+@pytest.mark.parametrize(
+    "sizes", [(8, 1, 1), (1, 8, 1), (1, 1, 4), (2, 4, 1), (2, 2, 2)]
+)
+def test_a_mesh_gives_the_gradient_of_one_device(run_on, sizes, case, most):
+    expected, _ = run_on(1, 1, 1)
+    found, _ = run_on(*sizes)
+    loss, gradient = worst_error(found, expected, case, most)
+    assert loss < LOSS and gradient < GRADIENT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("most", [ALL, SOME])
+def test_a_contrastive_step_gathers_embeddings_and_reduces_gradients_once(run_on, most):
+    _, moved = run_on(8, 1, 1)
+    collectives = moved[f"contrastive/{most}/"]
+    assert not any(in_loop for _, _, in_loop in collectives)
+    # P C D: all parts' texts.
+    gathers = [s for kind, s, _ in collectives if kind == "all-gather" and "f32" in s]
+    assert [shapes.partition("{")[0] for shapes in gathers] == ["f32[8,17,32]"]
+    of_parameters = [
+        shapes
+        for kind, shapes, _ in collectives
+        if kind == "all-reduce" and "f32[2,32,3,4,8]" in shapes
+    ]
+    assert len(of_parameters) == 1
+    # The word table's gradient is in the same reduction, and nowhere else.
+    tables = [shapes.count("f32[128,32]") for _, shapes, _ in collectives]
+    assert sum(tables) == of_parameters[0].count("f32[128,32]") == 1
+
+
+@pytest.mark.slow
+def test_an_mlm_step_reduces_gradients_once(run_on):
+    _, moved = run_on(8, 1, 1)
+    for most in (ALL, SOME):
+        kinds = [kind for kind, _, _ in moved[f"mlm/{most}/"]]
+        assert kinds == ["all-reduce"] * 2  # sums and counts; gradients
+        assert not any(in_loop for _, _, in_loop in moved[f"mlm/{most}/"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sizes", "factor"), [((1, 8, 1), 8), ((1, 1, 4), 4)])
+def test_bytes_of_a_device_fall_by_the_axis_that_splits(run_on, sizes, factor):
+    _, whole = run_on(1, 1, 1)
+    _, split = run_on(*sizes)
+    for case in ("mlm", "contrastive"):
+        # Norms and token types are everywhere: 2,000 of 100,000 bytes; the tensor axis
+        # leaves the word table whole too, 16,384 bytes.
+        rest = 3_000 + (16_384 + 4_096 if sizes[2] > 1 else 0)
+        fallen = whole[f"{case}/bytes"] / factor
+        assert fallen <= split[f"{case}/bytes"] <= fallen + rest
+
+
+def test_sizes_that_describe_no_mesh_are_refused():
+    for wrong, said in (
+        ({"data": 0}, "data=0 must be positive, or -1"),
+        ({"fsdp": -2}, "fsdp=-2"),
+        ({"tensor": -1}, "only one axis can take the rest"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            MeshConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (MeshConfig(), (8, 1, 1)),
+        (MeshConfig(fsdp=4), (2, 4, 1)),
+        (MeshConfig(data=2, fsdp=2, tensor=2), (2, 2, 2)),
+        (MeshConfig(data=1, fsdp=-1), (1, 8, 1)),
+    ],
+)
+def test_the_rest_of_the_devices_goes_to_one_axis(config, shape):
+    assert config.shape(8) == shape
+
+
+@pytest.mark.parametrize("config", [MeshConfig(fsdp=3), MeshConfig(data=4)])
+def test_sizes_that_do_not_multiply_to_the_devices_are_refused(config):
+    with pytest.raises(ValueError, match="does not fit 8 devices"):
+        config.shape(8)
+
+
+def test_one_device_needs_no_mesh():
+    assert make_mesh(MeshConfig(), jax.devices()[:1]) is None
+    assert row_parts(None) == 1
+
+
+@pytest.fixture(scope="module")
+def shapes(tiny_config):
+    config = dataclasses.replace(tiny_config, head="mlm")
+    model = jax.eval_shape(lambda: MaskedLanguageModel(config, rngs=nnx.Rngs(0)))
+    paths = jax.tree_util.tree_map_with_path(lambda p, _: parameter_name(p), model)
+    return model, paths
+
+
+def test_every_large_parameter_has_a_rule_and_its_moments_too(shapes):
+    model, paths = shapes
+    for array, path in zip(jax.tree.leaves(model), jax.tree.leaves(paths), strict=True):
+        spec = parameter_spec(path)
+        assert len(spec) <= array.ndim
+        is_large = array.size > 2 * max(array.shape) and "type_" not in path
+        assert (spec != REPEATED) == is_large, path
+        assert parameter_spec(f"optimizer.0.mu.{path}") == spec
+    assert parameter_spec("encoder.blocks.attention.qkv.kernel") == PartitionSpec(
+        None, "fsdp", None, "tensor"
+    )
+
+
+def test_an_axis_that_does_not_divide_is_named_with_the_parameter(shapes):
+    model, paths = shapes
+    with pytest.raises(ValueError) as caught:
+        shardings(model, paths, AbstractMesh((1, 1, 3), AXES))
+    for part in ("attention.qkv.kernel has shape", "does not split over tensor=3"):
+        assert part in str(caught.value)
