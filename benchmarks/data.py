@@ -26,8 +26,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a core's figure, on both sides
 
 import numpy as np
 
+from nomic_jax.data.feed import feed
 from nomic_jax.data.pairs import PairBatches
-from nomic_jax.data.schedule import Schedule
+from nomic_jax.data.schedule import Sampling, Schedule
 from nomic_jax.sources.jsonl import JsonLines, read_pairs, write_pairs
 from nomic_jax.sources.pairs import PairSource
 from nomic_jax.store.manifest import Manifest, shard_name, write_manifest
@@ -182,7 +183,8 @@ def measure_serve(
 
     def ours() -> int:
         begin = next(epoch) * steps
-        return sum(batches(step).num_tokens for step in range(begin, begin + steps))
+        with feed(batches, begin, begin + steps) as fed:
+            return sum(batch.num_tokens for _, batch in fed)
 
     tiny = transformers.BertConfig(
         vocab_size=30528,
@@ -230,15 +232,19 @@ def measure_serve(
 def measure_schedule() -> str:
     """Time the schedule alone, at steps far apart, for a pod's batches."""
     sizes = {f"source-{i}": 10**9 // 29 + 1000 * i for i in range(29)}
-    schedule = Schedule.over(sizes, batch_size=16_384, seed=0)
-    seconds = []
-    for step in range(0, 10**8, 10**8 // 300):
-        began = time.process_time()
-        schedule.at(step)
-        seconds.append(time.process_time() - began)
+    found = []
+    for policy in ("proportional", "temperature"):
+        sampling = Sampling(policy=policy, exponent=0.5)
+        schedule = Schedule.over(sizes, batch_size=16_384, seed=0, sampling=sampling)
+        seconds = []
+        for step in range(0, 10**8, 10**8 // 300):
+            began = time.process_time()
+            schedule.at(step)
+            seconds.append(time.process_time() - began)
+        found.append(f"{statistics.median(seconds) * 1e3:.2f} ms a step {policy}")
     return (
         f"The schedule of {len(sizes)} sources of {sum(sizes.values()):.1e} records "
-        f"together, batches of 16,384: {statistics.median(seconds) * 1e3:.2f} ms a step"
+        f"together, batches of 16,384, at steps far apart: {', '.join(found)}"
     )
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from nomic_jax.curation.mining import MineStage, mine_negatives
-from nomic_jax.data.schedule import Schedule
 from nomic_jax.embedder import default_dtype, keep_compiled_programs
 from nomic_jax.evaluation.extras import extra
 from nomic_jax.evaluation.retrieval import evaluate, task_from_pairs
@@ -32,8 +31,12 @@ from nomic_jax.store.corpus import (
 )
 from nomic_jax.store.store import Store, open_stores
 from nomic_jax.tokenizer import TextTokenizer
-from nomic_jax.training.contrastive import ContrastiveStage, train_contrastive
-from nomic_jax.training.mlm import MlmStage, fresh_model, train_mlm
+from nomic_jax.training.contrastive import (
+    ContrastiveStage,
+    pair_batches,
+    train_contrastive,
+)
+from nomic_jax.training.mlm import MlmStage, fresh_model, mlm_batches, train_mlm
 from nomic_jax.training.run_folder import RunFolder
 
 
@@ -68,10 +71,11 @@ def run(stages: Sequence[Stage], out: Path) -> None:
         _say(f"[{number}/{len(stages)}] {stage.name} ({KINDS[type(stage)]})")
         if isinstance(stage, PrepareStage):
             carried = _prepared(stage, folder)
-            _check_batches(stages, folder.path)
+            _check_stores(stages, carried.tokenizer, out)
             continue
         if carried is None:
             carried = _from_stores(stage)
+            _check_stores(stages, carried.tokenizer, out)
         if isinstance(stage, MlmStage):
             carried = _trained_mlm(stage, carried, folder, out)
         elif isinstance(stage, ContrastiveStage):
@@ -89,24 +93,21 @@ def _stores(place: str, kind: str, out: Path) -> dict[str, Store]:
     return open_stores(place if is_place(place) else join(out / place, kind))
 
 
-def _check_batches(stages: Sequence[Stage], folder: Path) -> None:
-    """Refuse sources that fill no batch now, not when the stages before have run."""
-    sizes = {
-        kind: {name: len(s) for name, s in open_stores(folder / kind).items()}
-        for kind in (TEXT, PAIRS)
-    }
+def _check_stores(stages: Sequence[Stage], tokenizer: TextTokenizer, out: Path) -> None:
+    """Refuse stores that do not fit now, not when the stages before have run."""
+    mines = {stage.name: stage for stage in stages if isinstance(stage, MineStage)}
     for stage in stages:
-        if isinstance(stage, MlmStage | ContrastiveStage):
-            if is_place(stage.data.stores):
-                continue
-            kind = TEXT if isinstance(stage, MlmStage) else PAIRS
-            train = stage.train
-            Schedule.over(
-                sizes[kind],
-                batch_size=train.batch_size,
-                seed=train.seed,
-                sampling=stage.sampling,
-            )
+        if isinstance(stage, MlmStage):
+            stores = _stores(stage.data.stores, TEXT, out)
+            mlm_batches(stage, stores, tokenizer)
+        elif isinstance(stage, ContrastiveStage):
+            # Mining keeps the pairs it is given, and adds the negatives.
+            data = stage.data
+            while data.stores in mines:
+                giver = mines[data.stores].data.stage
+                data = dataclasses.replace(data, stores=giver, num_negatives=0)
+            stores = _stores(data.stores, PAIRS, out)
+            pair_batches(dataclasses.replace(stage, data=data), stores, tokenizer)
 
 
 def _prepared(stage: PrepareStage, folder: RunFolder) -> Carried:
@@ -119,6 +120,7 @@ def _prepared(stage: PrepareStage, folder: RunFolder) -> Carried:
 def _from_stores(stage: Stage) -> Carried:
     """Begin without a prepare stage: the stores bring their tokenizer along."""
     assert isinstance(stage, MlmStage), "check_stages puts prepare or mlm first"
+    open_stores(stage.data.stores)  # says what is missing, if anything is
     place = join(stage.data.stores, "tokenizer.json")
     tokenizer = TextTokenizer.from_json(read_bytes(place).decode(), place=place)
     return Carried(tokenizer, held_out=())

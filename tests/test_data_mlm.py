@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 
 import jax
@@ -207,6 +208,17 @@ def test_what_does_not_fit_the_rows_is_refused(tmp_path):
         batches({"text": store}, row_length=12)
     with pytest.raises(ValueError, match="batch_size=8 does not split among 3 hosts"):
         batches({"text": store}, hosts=3)
+    for host in (2, -1):
+        with pytest.raises(ValueError, match=f"host={host} of hosts=2: .* from 0"):
+            batches({"text": store}, host=host, hosts=2)
+    good = batches({"text": store})
+    for sizes, said in (
+        ({"txet": 23}, "'txet' is scheduled and has no store"),
+        ({"text": 99}, "scheduled with 99 records, its store has 23"),
+    ):
+        schedule = Schedule.over(sizes, batch_size=8, seed=0)
+        with pytest.raises(ValueError, match=said):
+            dataclasses.replace(good, schedule=schedule)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1])

@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nomic_jax.config import nearest
+from nomic_jax.data.mlm import MlmBatches
 from nomic_jax.data.pairs import PairBatches
 from nomic_jax.embedder import Embedder
 from nomic_jax.overrides import override
@@ -126,6 +130,31 @@ def test_an_interrupted_run_ends_with_the_uninterrupted_parameters(
     assert (tmp_path / weights).read_bytes() == (finished / weights).read_bytes()
 
 
+@pytest.mark.slow
+def test_four_devices_in_microbatches_train_as_one_does(finished, pairs, tmp_path):
+    arguments = ["--config", str(QUICKSTART), "--out", str(tmp_path / "out"), *SMALL]
+    arguments += [
+        f"--data.pairs={pairs}",
+        "--mesh.fsdp=2",
+        "--memory.tokens_at_once=64",
+    ]
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }
+    root = QUICKSTART.parents[1]
+    command = [sys.executable, str(root / "train.py"), *arguments]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    for stage in ("mlm", "pretrain", "finetune"):
+        one, four = (
+            json.loads((out / stage / "metrics.jsonl").read_text().splitlines()[-1])
+            for out in (finished, tmp_path / "out")
+        )
+        # Four steps of float32 sums in another order.
+        assert four["loss"] == pytest.approx(one["loss"], rel=1e-5), stage
+        assert four["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)
+
+
 def test_mined_negatives_are_what_fine_tuning_reads(finished):
     lines = (finished / "mine" / "train" / "pairs.jsonl").read_text().splitlines()
     for record in map(json.loads, lines):
@@ -150,6 +179,44 @@ def test_stores_prepared_before_need_no_prepare_stage(finished, pairs, tmp_path)
         assert lines[0]["gradient_norm"] == lines[1]["gradient_norm"]
     assert Embedder.from_pretrained(tmp_path / "elsewhere" / "model")
     assert (tmp_path / "elsewhere" / "report.html").is_file()
+
+
+def test_stores_that_are_not_there_are_refused_before_anything_is_trained(
+    pairs, tmp_path
+):
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(ValueError, match="nowhere holds no finished collection"):
+        run(stages(pairs, f"--pretrain.data.stores={nowhere}"), tmp_path / "out")
+    assert not (tmp_path / "out" / "mlm").exists()
+    alone = stages(pairs, f"--mlm.data.stores={nowhere}")[1:2]
+    with pytest.raises(ValueError, match="nowhere holds no finished collection"):
+        run(alone, tmp_path / "alone")
+
+
+def test_a_stage_goes_on_with_the_stores_it_began_with_alone(
+    finished, pairs, tmp_path, monkeypatch
+):
+    shutil.copytree(finished / "prepare" / "text", tmp_path / "text")
+    only_mlm = stages(pairs, f"--mlm.data.stores={tmp_path}/text")[1:2]
+    whole = MlmBatches.__call__
+
+    def interrupted(self, step):
+        if step == 3:
+            raise KeyboardInterrupt
+        return whole(self, step)
+
+    monkeypatch.setattr(MlmBatches, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(only_mlm, tmp_path / "out")
+    monkeypatch.undo()
+    listed = tmp_path / "text" / "stores.json"
+    shutil.copytree(tmp_path / "text" / "text", tmp_path / "text" / "more")
+    names = json.loads(listed.read_text()) | {"stores": ["text", "more"]}
+    listed.write_text(json.dumps(names))
+    with pytest.raises(ValueError, match="was trained on other stores: more was None"):
+        run(only_mlm, tmp_path / "out")
+    listed.write_text(json.dumps(names | {"stores": ["text"]}))
+    run(only_mlm, tmp_path / "out")
 
 
 def test_the_quickstart_is_what_the_design_names():

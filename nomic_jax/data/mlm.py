@@ -2,7 +2,7 @@
 
 BERT's rule (Devlin et al. 2018, arXiv:1810.04805, section 3.1) at Nomic's rate of 30 %
 (arXiv:2402.01613, section 3.3): of the chosen tokens 80 % become [MASK], 10 % a random
-token, 10 % stay. Special tokens are never chosen.
+token, 10 % stay. Special tokens are never chosen. The host does it, ahead of the step.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from nomic_jax.batch import MlmBatch, StepBatch, Tokens
+from nomic_jax.data.fitting import host_problems, store_problems
 from nomic_jax.data.schedule import Schedule
 from nomic_jax.store.store import Store
 
@@ -116,22 +117,24 @@ class MlmBatches:
         Raises:
             ValueError: with the names and numbers.
         """
-        for name, store in self.stores.items():
-            if store.manifest.kind != "rows":
-                raise ValueError(
-                    f"store {name!r} holds {store.manifest.kind}, not packed rows; "
-                    "prepare text for the masked language model"
-                )
-            if (found := store.manifest.rule["row_length"]) != self.row_length:
-                raise ValueError(
-                    f"store {name!r} has rows of {found} tokens, row_length="
-                    f"{self.row_length} is asked for; prepare the text anew"
-                )
-        if self.schedule.batch_size % self.hosts:
-            raise ValueError(
+        problems = [
+            *host_problems(self.host, self.hosts),
+            *store_problems(self.stores, self.schedule, "rows"),
+        ]
+        if self.schedule.batch_size % max(self.hosts, 1):
+            problems.append(
                 f"batch_size={self.schedule.batch_size} does not split among "
                 f"{self.hosts} hosts; use a multiple of it"
             )
+        for name, store in self.stores.items():
+            found = store.manifest.rule.get("row_length")
+            if not problems and found != self.row_length:
+                problems.append(
+                    f"store {name!r} has rows of {found} tokens, row_length="
+                    f"{self.row_length} is asked for; prepare the text anew"
+                )
+        if problems:
+            raise ValueError("; ".join(problems))
 
     def __call__(self, step: int) -> StepBatch:
         """Build this host's rows of a step's batch."""

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from nomic_jax.batch import PairBatch, StepBatch
+from nomic_jax.data.fitting import host_problems, store_problems
 from nomic_jax.data.packing import pack_texts
 from nomic_jax.data.permutation import hash32, round_keys
 from nomic_jax.data.schedule import Schedule
@@ -52,11 +53,14 @@ class PairBatches:
         Raises:
             ValueError: with every problem found.
         """
-        problems = []
-        if not 0 <= self.host < self.hosts or self.parts % self.hosts:
+        problems = [
+            *host_problems(self.host, self.hosts),
+            *store_problems(self.stores, self.schedule, "pairs"),
+        ]
+        if self.parts % self.hosts:
             problems.append(
-                f"rows in {self.parts} parts give no equal share to host "
-                f"{self.host} of {self.hosts}; let parts be a multiple of hosts"
+                f"rows in {self.parts} parts give no equal share to each of "
+                f"{self.hosts} hosts; let parts be a multiple of hosts"
             )
         if self.num_negatives < 0:
             problems.append(f"num_negatives={self.num_negatives} must not be negative")
@@ -66,11 +70,9 @@ class PairBatches:
                     f"{name}={getattr(self, name)} must be at least 3: "
                     "[CLS] token [SEP]"
                 )
-        for name, size in self.schedule.sizes:
-            if name not in self.stores:
-                problems.append(f"source {name!r} is scheduled and has no store")
-            else:
-                problems += _problems(self, name, size)
+        if not problems:
+            for name, _ in self.schedule.sizes:
+                problems += _problems(self, name)
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -160,17 +162,9 @@ class PairBatches:
         return np.concatenate([fixed, drawn], axis=1)
 
 
-def _problems(batches: PairBatches, name: str, size: int) -> list[str]:
+def _problems(batches: PairBatches, name: str) -> list[str]:
     """Say in what a store falls short of the batches."""
-    store, manifest = batches.stores[name], batches.stores[name].manifest
-    if manifest.kind != "pairs":
-        return [f"store {name!r} holds {manifest.kind}, not pairs; prepare pairs"]
-    problems = []
-    if len(store) != size:
-        problems.append(
-            f"source {name!r} is scheduled with {size} records, its store has "
-            f"{len(store)}"
-        )
+    manifest, problems = batches.stores[name].manifest, []
     stored = manifest.texts_per_record - _NEGATIVES
     if stored < batches.num_negatives:
         problems.append(

@@ -25,8 +25,7 @@ from nomic_jax.sources.source import stable_hash
 
 Policy = Literal["proportional", "temperature", "weights", "round_robin"]
 
-SHORTEST_BLOCK = 1024  # steps of a block of the policies that keep its order
-LONGEST_BLOCK = 2**20
+BLOCK = 1024  # steps of a block, of the policies whose blocks are no epochs
 _WHOLE = 2**32  # shares are whole numbers of the largest one's 2**32-th parts
 
 
@@ -122,14 +121,6 @@ class Schedule:
                 f"a batch takes {self.batch_size} records of one source; "
                 f"{', '.join(short)}; use a smaller batch or more data"
             )
-        if self.sampling.policy in ("temperature", "weights"):
-            for (name, _), weight in zip(self.sizes, weights, strict=True):
-                if 0 < weight / sum(weights) < 2 / LONGEST_BLOCK:
-                    raise ValueError(
-                        f"source {name!r} would get {weight / sum(weights):.1e} of the "
-                        f"steps; give it {2 / LONGEST_BLOCK:.1e} or more, or leave it "
-                        "out"
-                    )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -180,17 +171,13 @@ class Schedule:
         shares = _weights(self)
         if self.sampling.policy != "proportional":
             largest = max(shares)
-            shares = [round(share / largest * _WHOLE) for share in shares]
+            shares = [math.ceil(share / largest * _WHOLE) for share in shares]
         return (0, *itertools.accumulate(int(share) for share in shares))
 
     @functools.cached_property
     def _block(self) -> int:
-        """Steps of a block: an epoch, or enough to give each source one or more."""
-        if self.sampling.policy == "proportional":
-            return self._shares[-1]
-        least = min(b - a for a, b in itertools.pairwise(self._shares) if b > a)
-        # With two steps due in a block, rounding leaves a source at least one.
-        return max(SHORTEST_BLOCK, -(-2 * self._shares[-1] // least))
+        """Steps of a block: an epoch, or few enough to go through in no time."""
+        return self._shares[-1] if self.sampling.policy == "proportional" else BLOCK
 
     def _in_block(self, block: int, place: int) -> tuple[int, int]:
         """Return a step's source and how many batches the source gave before."""
@@ -216,7 +203,7 @@ class Schedule:
         return [steps * share // self._shares[-1] for share in self._shares]
 
 
-# Remembered for speed alone; 8 MB at most each.
+# Remembered for speed alone.
 @functools.lru_cache(maxsize=4)
 def _order(length: int, seed: int, block: int) -> np.ndarray:
     order = permute(np.arange(length), length, (seed, block))

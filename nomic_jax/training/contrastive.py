@@ -7,6 +7,8 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
+from jax.sharding import Mesh
+
 from nomic_jax.config import EmbeddingConfig
 from nomic_jax.data.pairs import Negatives, PairBatches
 from nomic_jax.data.schedule import Sampling, Schedule
@@ -72,6 +74,43 @@ class ContrastiveStage:
     memory: MemoryConfig = MemoryConfig()
 
 
+def pair_batches(
+    stage: ContrastiveStage,
+    stores: Mapping[str, Store],
+    tokenizer: TextTokenizer,
+    mesh: Mesh | None = None,
+) -> PairBatches:
+    """Plan this host's part of the stage's batches.
+
+    Raises:
+        ValueError: a store holds less than one batch, too few hard negatives or shorter
+            texts than asked for, or is of another tokenizer.
+    """
+    for store in stores.values():
+        store.check_tokenizer(tokenizer.digest)
+    data, settings = stage.data, stage.train
+    host, hosts = host_share(mesh)
+    schedule = Schedule.over(
+        {name: len(store) for name, store in stores.items()},
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        sampling=stage.sampling,
+    )
+    return PairBatches(
+        stores,
+        schedule,
+        query_length=data.query_length,
+        document_length=data.document_length,
+        num_negatives=data.num_negatives,
+        negatives=data.negatives,
+        pad_id=tokenizer.token_id("[PAD]"),
+        seed=settings.seed,
+        parts=row_parts(mesh),
+        host=host,
+        hosts=hosts,
+    )
+
+
 def train_contrastive(
     stage: ContrastiveStage,
     model: NomicBert,
@@ -91,8 +130,8 @@ def train_contrastive(
         folder: where metrics and checkpoints go.
 
     Raises:
-        ValueError: a source holds less than one batch, too few hard negatives or
-            shorter texts than asked for, or is of another tokenizer.
+        ValueError: the stores do not fit the stage (see `pair_batches`), or are not
+            those it began with; the mesh does not fit the devices or the model.
     """
     data, settings = stage.data, stage.train
     placement = Placement.of(
@@ -101,28 +140,9 @@ def train_contrastive(
         batch_size=settings.batch_size,
         row_length=max(data.query_length, data.document_length),
     )
-    host, hosts = host_share(placement.mesh)
+    batch_at = pair_batches(stage, stores, tokenizer, placement.mesh)
+    folder.pin_stores(stores)
     model.remat = stage.memory.remat
-    for store in stores.values():
-        store.check_tokenizer(tokenizer.digest)
-    batch_at = PairBatches(
-        stores,
-        Schedule.over(
-            {name: len(store) for name, store in stores.items()},
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            sampling=stage.sampling,
-        ),
-        query_length=data.query_length,
-        document_length=data.document_length,
-        num_negatives=data.num_negatives,
-        negatives=data.negatives,
-        pad_id=model.config.pad_token_id,
-        seed=settings.seed,
-        parts=row_parts(placement.mesh),
-        host=host,
-        hosts=hosts,
-    )
     config = model.config
     optimizer = make_optimizer(stage.optimizer, settings.steps)
     objective = contrastive_objective(embedding, stage.loss, placement)

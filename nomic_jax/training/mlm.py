@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from nomic_jax.config import ModelConfig, padded_vocabulary
 from nomic_jax.data.mlm import Documents, Masking, MlmBatches
@@ -128,6 +129,45 @@ def fresh_model(
     return draw()
 
 
+def mlm_batches(
+    stage: MlmStage,
+    stores: Mapping[str, Store],
+    tokenizer: TextTokenizer,
+    mesh: Mesh | None = None,
+) -> MlmBatches:
+    """Plan this host's part of the stage's batches.
+
+    Raises:
+        ValueError: a store does not fill one batch, is of another tokenizer, or does
+            not hold rows of the stage's length.
+    """
+    for store in stores.values():
+        store.check_tokenizer(tokenizer.digest)
+    host, hosts = host_share(mesh)
+    schedule = Schedule.over(
+        {name: len(store) for name, store in stores.items()},
+        batch_size=stage.train.batch_size,
+        seed=stage.train.seed,
+        sampling=stage.sampling,
+    )
+    masking = Masking(
+        rate=stage.data.mask_rate,
+        mask_id=tokenizer.token_id("[MASK]"),
+        vocab_size=tokenizer.size,
+        special_ids=tokenizer.special_ids,
+        seed=stage.train.seed,
+    )
+    return MlmBatches(
+        stores,
+        schedule,
+        masking,
+        row_length=stage.data.row_length,
+        documents=stage.data.documents,
+        host=host,
+        hosts=hosts,
+    )
+
+
 def train_mlm(
     stage: MlmStage,
     model: MaskedLanguageModel,
@@ -145,8 +185,8 @@ def train_mlm(
         folder: where metrics and checkpoints go.
 
     Raises:
-        ValueError: a store does not fill one batch, is of another tokenizer, or does
-            not hold rows of the stage's length.
+        ValueError: the stores do not fit the stage (see `mlm_batches`), or are not
+            those it began with; the mesh does not fit the devices or the model.
     """
     settings = stage.train
     placement = Placement.of(
@@ -155,29 +195,8 @@ def train_mlm(
         batch_size=settings.batch_size,
         row_length=stage.data.row_length,
     )
-    host, hosts = host_share(placement.mesh)
-    for store in stores.values():
-        store.check_tokenizer(tokenizer.digest)
-    batch_at = MlmBatches(
-        stores,
-        Schedule.over(
-            {name: len(store) for name, store in stores.items()},
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            sampling=stage.sampling,
-        ),
-        Masking(
-            rate=stage.data.mask_rate,
-            mask_id=tokenizer.token_id("[MASK]"),
-            vocab_size=tokenizer.size,
-            special_ids=tokenizer.special_ids,
-            seed=settings.seed,
-        ),
-        row_length=stage.data.row_length,
-        documents=stage.data.documents,
-        host=host,
-        hosts=hosts,
-    )
+    batch_at = mlm_batches(stage, stores, tokenizer, placement.mesh)
+    folder.pin_stores(stores)
     config = model.encoder.config
     optimizer = make_optimizer(stage.optimizer, settings.steps)
     state = train(

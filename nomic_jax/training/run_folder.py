@@ -24,6 +24,7 @@ from nomic_jax.storage import (
     write_bytes,
     write_json,
 )
+from nomic_jax.store.store import Store
 
 REMOTE_SECONDS = 60.0  # between writes of a metrics file that is a URL
 
@@ -92,6 +93,31 @@ class RunFolder:
             raise ValueError(
                 f"{folder} holds a run of another config: {'; '.join(changed)}; "
                 f"use another --out, or remove {str(folder).rpartition('/')[0]}"
+            )
+
+    def pin_stores(self, stores: Mapping[str, Store]) -> None:
+        """Note which stores the stage trains on, or compare with those noted before.
+
+        Which records a step takes depends on the sources and their sizes, so a stage
+        that is resumed needs the stores it began with.
+
+        Raises:
+            ValueError: a store was added, taken away or prepared anew since.
+        """
+        file = join(self.place, "stores.json")
+        found = {
+            name: {
+                "records": len(store),
+                "preparation": store.manifest.preparation.digest,
+            }
+            for name, store in stores.items()
+        }
+        if not exists(file):
+            write_json(file, found)
+        elif changed := differing_fields(read_json(file), found):
+            raise ValueError(
+                f"{self.place} was trained on other stores: {'; '.join(changed)}; give "
+                "it the ones it began with, or begin in another --out"
             )
 
     @property
