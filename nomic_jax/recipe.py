@@ -9,7 +9,7 @@ A stage that is complete is not run again, so the same command resumes.
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from nomic_jax.curation.mining import MineStage, mine_negatives
 from nomic_jax.embedder import default_dtype, keep_compiled_programs
 from nomic_jax.evaluation.extras import extra
 from nomic_jax.evaluation.retrieval import evaluate, task_from_pairs
+from nomic_jax.model.encoder import NomicBert
 from nomic_jax.report import EvaluationRow, format_table
 from nomic_jax.results import Carried, finish
 from nomic_jax.stages import KINDS, Stage, check_stages, is_place, resolve
@@ -133,7 +134,14 @@ def _trained_mlm(
     carried = dataclasses.replace(carried, model=fresh.encoder)
     carried = _measured(carried, "random weights", folder, "evaluation_before.json")
     stores = _stores(stage.data.stores, TEXT, out)
-    model = train_mlm(stage, fresh, carried.tokenizer, stores, folder)
+    model = train_mlm(
+        stage,
+        fresh,
+        carried.tokenizer,
+        stores,
+        folder,
+        evaluate=_evaluation(carried) if carried.held_out else None,
+    )
     carried = dataclasses.replace(carried, model=model.encoder)
     return _measured(carried, f"after {stage.name}", folder)
 
@@ -144,7 +152,13 @@ def _trained_contrastive(
     stores = _stores(stage.data.stores, PAIRS, out)
     embedder = carried.embedder
     model = train_contrastive(
-        stage, embedder.model, carried.tokenizer, embedder.config, stores, folder
+        stage,
+        embedder.model,
+        carried.tokenizer,
+        embedder.config,
+        stores,
+        folder,
+        evaluate=_evaluation(carried) if carried.held_out else None,
     )
     carried = dataclasses.replace(carried, model=model)
     return _measured(carried, f"after {stage.name}", folder)
@@ -173,18 +187,36 @@ def _measured(
         return carried
     path = folder.path / file
     if not path.is_file():
-        embedder = carried.embedder
-        figures = {
-            source.name: evaluate(
-                task_from_pairs(source.name, source.pairs),
-                *embedder.encoders(source.query_prefix, source.document_prefix),
-            )
-            for source in carried.held_out
-        }
-        write_json(path, figures)
+        write_json(path, _figures(carried))
     row = EvaluationRow(label, json.loads(path.read_text()))
     _say(format_table([row]))
     return dataclasses.replace(carried, rows=(*carried.rows, row))
+
+
+def _figures(carried: Carried) -> dict[str, dict[str, float]]:
+    """Measure retrieval on the held-out pairs of each source."""
+    embedder = carried.embedder
+    return {
+        source.name: evaluate(
+            task_from_pairs(source.name, source.pairs),
+            *embedder.encoders(source.query_prefix, source.document_prefix),
+        )
+        for source in carried.held_out
+    }
+
+
+def _evaluation(carried: Carried) -> Callable[[NomicBert], dict[str, float]]:
+    """Make what measures an encoder while it trains: `SOURCE/METRIC` to figure."""
+
+    def measure(encoder: NomicBert) -> dict[str, float]:
+        figures = _figures(dataclasses.replace(carried, model=encoder))
+        return {
+            f"{source}/{metric}": value
+            for source, metrics in figures.items()
+            for metric, value in metrics.items()
+        }
+
+    return measure
 
 
 def _say(text: Any) -> None:

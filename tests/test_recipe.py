@@ -155,6 +155,21 @@ def test_four_devices_in_microbatches_train_as_one_does(finished, pairs, tmp_pat
         assert four["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)
 
 
+def test_the_best_checkpoint_by_retrieval_is_kept(pairs, tmp_path):
+    options = ["--mlm.train.evaluate_every=1", "--mlm.train.save_every=1"]
+    options += ["--mlm.train.keep=1", "--mlm.train.best=evaluation/pairs/ndcg@10"]
+    run(stages(pairs, *options)[:2], tmp_path)
+    lines = (tmp_path / "mlm" / "metrics.jsonl").read_text().splitlines()
+    figures = {
+        line["step"]: line["evaluation/pairs/ndcg@10"]
+        for line in map(json.loads, lines)
+    }
+    assert sorted(figures) == [1, 2, 3, 4]
+    best = max(figures, key=lambda step: figures[step])
+    kept = {int(p.name) for p in (tmp_path / "mlm" / "checkpoints").iterdir()}
+    assert 4 in kept and any(figures[step] == figures[best] for step in kept)
+
+
 def test_mined_negatives_are_what_fine_tuning_reads(finished):
     lines = (finished / "mine" / "train" / "pairs.jsonl").read_text().splitlines()
     for record in map(json.loads, lines):

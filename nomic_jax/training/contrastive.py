@@ -5,7 +5,7 @@ Nomic Embed, arXiv:2402.01613, sections 4.2 and 4.3.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from jax.sharding import Mesh
 
@@ -118,6 +118,8 @@ def train_contrastive(
     embedding: EmbeddingConfig,
     stores: Mapping[str, Store],
     folder: RunFolder,
+    *,
+    evaluate: Callable[[NomicBert], Mapping[str, float]] | None = None,
 ) -> NomicBert:
     """Train an encoder on pairs, from the folder's newest checkpoint if there is one.
 
@@ -128,6 +130,7 @@ def train_contrastive(
         embedding: pooling and layer norm.
         stores: of pairs, by source, with as many hard negatives as the stage takes.
         folder: where metrics and checkpoints go.
+        evaluate: measures the encoder, every `train.evaluate_every` steps.
 
     Raises:
         ValueError: the stores do not fit the stage (see `pair_batches`), or are not
@@ -156,6 +159,7 @@ def train_contrastive(
         folder,
         learning_rate=learning_rate(stage.optimizer, settings.steps),
         place=lambda batch: put_batch(batch, placement.mesh),
+        evaluate=evaluate and (lambda state: evaluate(state.model.encoder)),
         flops_per_token=functools.partial(flops_per_token, config),
     )
     return state.model.encoder

@@ -5,7 +5,7 @@ Nomic Embed, arXiv:2402.01613, section 3.3.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from nomic_jax.config import ModelConfig, padded_vocabulary
 from nomic_jax.data.mlm import Documents, Masking, MlmBatches
 from nomic_jax.data.schedule import Sampling, Schedule
+from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.sharding import MeshConfig, host_share, put_batch
 from nomic_jax.store.store import Store
@@ -174,6 +175,8 @@ def train_mlm(
     tokenizer: TextTokenizer,
     stores: Mapping[str, Store],
     folder: RunFolder,
+    *,
+    evaluate: Callable[[NomicBert], Mapping[str, float]] | None = None,
 ) -> MaskedLanguageModel:
     """Train a model on packed rows, from the folder's newest checkpoint if it has one.
 
@@ -183,6 +186,7 @@ def train_mlm(
         tokenizer: whose ids the model knows.
         stores: of packed rows, by source.
         folder: where metrics and checkpoints go.
+        evaluate: measures the encoder, every `train.evaluate_every` steps.
 
     Raises:
         ValueError: the stores do not fit the stage (see `mlm_batches`), or are not
@@ -213,6 +217,7 @@ def train_mlm(
         folder,
         learning_rate=learning_rate(stage.optimizer, settings.steps),
         place=lambda batch: put_batch(batch, placement.mesh),
+        evaluate=evaluate and (lambda state: evaluate(state.model.encoder)),
         flops_per_token=functools.partial(flops_per_token, config),
     )
     return state.model
