@@ -8,8 +8,9 @@ the run mines with its own model. Retrieval is measured on whole modules held ou
 
 from nomic_jax.curation.mining import MineData, MineStage, Mining
 from nomic_jax.store.corpus import PrepareConfig, PrepareStage
-from nomic_jax.training.contrastive import ContrastiveLoss, ContrastiveStage, PairData
+from nomic_jax.training.contrastive import ContrastiveStage, PairData
 from nomic_jax.training.loop import LoopConfig
+from nomic_jax.training.losses import ContrastiveLoss
 from nomic_jax.training.mlm import MlmData, MlmStage, ModelSize
 from nomic_jax.training.optimizer import OptimizerConfig
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from nomic_jax.checkpoints.hub import resolve as resolve_model
 from nomic_jax.curation.mining import MineStage, mine_negatives
-from nomic_jax.embedder import default_dtype, keep_compiled_programs
+from nomic_jax.embedder import Embedder, default_dtype, keep_compiled_programs
 from nomic_jax.evaluation.extras import extra
 from nomic_jax.evaluation.retrieval import evaluate, task_from_pairs
 from nomic_jax.model.encoder import NomicBert
@@ -74,7 +75,12 @@ def run(stages: Sequence[Stage], out: Path) -> None:
             carried = _prepared(stage, folder)
             _check_stores(stages, carried.tokenizer, out)
             continue
-        if carried is None:
+        if isinstance(stage, ContrastiveStage) and stage.start.model:
+            carried = _from_model(stage, carried)
+            _check_stores([stage], carried.tokenizer, out)
+            label = f"before {stage.name}"
+            carried = _measured(carried, label, folder, "evaluation_before.json")
+        elif carried is None:
             carried = _from_stores(stage)
             _check_stores(stages, carried.tokenizer, out)
         if isinstance(stage, MlmStage):
@@ -113,7 +119,14 @@ def _check_stores(stages: Sequence[Stage], tokenizer: TextTokenizer, out: Path) 
 
 def _prepared(stage: PrepareStage, folder: RunFolder) -> Carried:
     if not is_prepared(folder.path):
-        prepare(stage.data, folder.path)
+        given = stage.data.tokenizer
+        prepare(
+            stage.data,
+            folder.path,
+            tokenizer=TextTokenizer.from_folder(resolve_model(given, weights=False))
+            if given
+            else None,
+        )
     tokenizer = TextTokenizer.from_folder(folder.path)
     return Carried(tokenizer, read_sources(folder.path, "held_out"))
 
@@ -125,6 +138,20 @@ def _from_stores(stage: Stage) -> Carried:
     place = join(stage.data.stores, "tokenizer.json")
     tokenizer = TextTokenizer.from_json(read_bytes(place).decode(), place=place)
     return Carried(tokenizer, held_out=())
+
+
+def _from_model(stage: ContrastiveStage, carried: Carried | None) -> Carried:
+    """Begin, or go on, with a model that was trained elsewhere."""
+    embedder = Embedder.from_pretrained(stage.start.model)
+    longest = max(stage.data.query_length, stage.data.document_length)
+    if longest > embedder.model.config.trained_positions:
+        raise ValueError(
+            f"{stage.name} has texts of {longest} tokens, {stage.start.model} was "
+            f"trained on up to {embedder.model.config.trained_positions}"
+        )
+    held_out = carried.held_out if carried else ()
+    rows = carried.rows if carried else ()
+    return Carried(embedder.tokenizer, held_out, embedder.model, embedder.config, rows)
 
 
 def _trained_mlm(

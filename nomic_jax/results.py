@@ -31,15 +31,16 @@ class Carried:
     tokenizer: TextTokenizer
     held_out: tuple[PairSource, ...]  # what the model is measured on
     model: NomicBert | None = None
+    embedding: EmbeddingConfig | None = None  # None: v1's, at the model's length
     rows: tuple[EvaluationRow, ...] = ()  # one for each state of the model
 
     @property
     def embedder(self) -> Embedder:
-        """The model so far, with v1's conventions, at the length it is trained for."""
+        """The model so far."""
         assert self.model is not None, "check_stages puts a training stage first"
         length = self.model.config.trained_positions
-        config = EmbeddingConfig(pooling="mean", layer_norm=False, max_length=length)
-        return Embedder(self.model, self.tokenizer, config)
+        v1 = EmbeddingConfig(pooling="mean", layer_norm=False, max_length=length)
+        return Embedder(self.model, self.tokenizer, self.embedding or v1)
 
 
 def finish(

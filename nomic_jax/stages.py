@@ -114,12 +114,19 @@ def _misplaced(stage: Stage, earlier: Mapping[str, Stage]) -> Iterator[str]:
     if isinstance(stage, MlmStage):
         if trained:
             yield f"{stage.name} would discard what is trained: it starts a fresh model"
-    elif not trained:
-        yield f"{stage.name} needs a stage before it that trains"
+    elif not (trained or isinstance(stage, ContrastiveStage) and stage.start.model):
+        yield (
+            f"{stage.name} needs a stage before it that trains"
+            + ("" if isinstance(stage, MineStage) else ", or start.model")
+        )
     if isinstance(stage, ContrastiveStage):
         longest = max(stage.data.query_length, stage.data.document_length)
         for other in earlier.values():
-            if isinstance(other, MlmStage) and longest > other.model.trained_positions:
+            if (
+                isinstance(other, MlmStage)
+                and not stage.start.model
+                and longest > other.model.trained_positions
+            ):
                 yield (
                     f"{stage.name} has texts of {longest} tokens, {other.name} a model "
                     f"of trained_positions={other.model.trained_positions}"

@@ -4,8 +4,9 @@ import pytest
 
 from nomic_jax.overrides import override
 from nomic_jax.store.corpus import PrepareConfig, PrepareStage
-from nomic_jax.training.contrastive import ContrastiveLoss, ContrastiveStage, PairData
+from nomic_jax.training.contrastive import ContrastiveStage, PairData
 from nomic_jax.training.loop import LoopConfig
+from nomic_jax.training.losses import ContrastiveLoss
 from nomic_jax.training.mlm import MlmData, MlmStage, ModelSize
 from nomic_jax.training.optimizer import OptimizerConfig
 

@@ -155,6 +155,36 @@ def test_four_devices_in_microbatches_train_as_one_does(finished, pairs, tmp_pat
         assert four["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)
 
 
+def test_a_model_from_elsewhere_is_trained_on(finished, pairs, tmp_path):
+    model = str(finished / "model")
+    found = stages(
+        pairs,
+        f"--data.tokenizer={model}",
+        f"--pretrain.start.model={model}",
+        "--pretrain.optimizer.learning_rate=0",
+    )
+    run((found[0], found[2]), tmp_path / "out")
+    before = Embedder.from_pretrained(finished / "model")
+    after = Embedder.from_pretrained(tmp_path / "out" / "model")
+    texts = ["red green", "about a tall old square"]
+    expected = before.encode(texts, task="search_query")
+    # The rate is 0, so the weights are those it began with, bit for bit.
+    np.testing.assert_array_equal(after.encode(texts, task="search_query"), expected)
+    figures = [
+        json.loads((tmp_path / "out" / "pretrain" / file).read_text())
+        for file in ("evaluation_before.json", "evaluation.json")
+    ]
+    assert figures[0] == figures[1]
+    too_long = stages(
+        pairs,
+        f"--data.tokenizer={model}",
+        f"--pretrain.start.model={model}",
+        "--data.document_length=999",
+    )
+    with pytest.raises(ValueError, match="texts of 999 tokens, .*trained on up to 128"):
+        run((too_long[0], too_long[2]), tmp_path / "long")
+
+
 def test_the_best_checkpoint_by_retrieval_is_kept(pairs, tmp_path):
     options = ["--mlm.train.evaluate_every=1", "--mlm.train.save_every=1"]
     options += ["--mlm.train.keep=1", "--mlm.train.best=evaluation/pairs/ndcg@10"]

@@ -6,8 +6,9 @@ import pytest
 from nomic_jax.curation.mining import MineData, MineStage, Mining
 from nomic_jax.stages import check_stages, load_stages
 from nomic_jax.store.corpus import PrepareConfig, PrepareStage
-from nomic_jax.training.contrastive import ContrastiveLoss, ContrastiveStage, PairData
+from nomic_jax.training.contrastive import ContrastiveStage, PairData, StartConfig
 from nomic_jax.training.loop import LoopConfig
+from nomic_jax.training.losses import ContrastiveLoss
 from nomic_jax.training.mlm import MlmData, MlmStage, ModelSize
 from nomic_jax.training.optimizer import OptimizerConfig
 
@@ -67,6 +68,12 @@ def test_stores_prepared_elsewhere_need_no_prepare_stage():
     text = change(MLM, stores="gs://bucket/text")
     check_stages((text, change(PRETRAIN, stores="data/pairs")))
     check_stages((PREPARE, text, PRETRAIN, MINE, FINETUNE))
+
+
+def test_a_contrastive_stage_may_start_with_a_model_from_elsewhere():
+    start = StartConfig(model="nomic-ai/nomic-embed-text-v1.5")
+    check_stages((PREPARE, change(PRETRAIN, start=start), MINE, FINETUNE))
+    check_stages((change(PRETRAIN, start=start, stores="data/pairs"),))
 
 
 @pytest.mark.parametrize(

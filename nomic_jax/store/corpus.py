@@ -36,7 +36,8 @@ class PrepareConfig:
     held_out: int = 1000  # pairs of a source kept for evaluation, at most
     held_out_share: float = 0.1  # of a JSONL file's pairs, for evaluation
     limit: int = 20_000  # training pairs of a source, and texts of the MLM, at most
-    vocab_size: int = 8192  # tokens of the WordPiece vocabulary trained on the text
+    tokenizer: str = ""  # folder or hub id; empty: one is trained on the text
+    vocab_size: int = 8192  # tokens of the WordPiece vocabulary that is trained
     row_length: int  # tokens of a packed row of the MLM's text
     query_length: int  # tokens; longer queries are cut
     document_length: int  # tokens; longer documents are cut
@@ -64,8 +65,15 @@ class PrepareStage:
     data: PrepareConfig
 
 
-def prepare(config: PrepareConfig, folder: Path) -> None:
+def prepare(
+    config: PrepareConfig, folder: Path, *, tokenizer: TextTokenizer | None = None
+) -> None:
     """Write the stage's files; `sources.json` comes last and says that it is done.
+
+    Args:
+        config: where the text comes from.
+        folder: of the stage.
+        tokenizer: the one that `config.tokenizer` names; None: one is trained.
 
     Raises:
         ValueError: the text is not as it should be, or too little.
@@ -97,7 +105,8 @@ def prepare(config: PrepareConfig, folder: Path) -> None:
             )
             if text not in unseen
         ][: config.limit]
-    tokenizer = TextTokenizer.train(texts, vocab_size=config.vocab_size)
+    if tokenizer is None:
+        tokenizer = TextTokenizer.train(texts, vocab_size=config.vocab_size)
     for name in (TEXT, PAIRS):  # of an earlier try that did not end
         shutil.rmtree(folder / name, ignore_errors=True)
     tokenizer.save(folder)

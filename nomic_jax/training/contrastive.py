@@ -61,8 +61,15 @@ class PairData:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """The encoder that training starts with."""
+
+    model: str = ""  # folder or hub id; empty: what the stage before left
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ContrastiveStage:
-    """Contrastive training of the encoder that the stage before left."""
+    """Contrastive training of an encoder."""
 
     name: str
     data: PairData
@@ -70,6 +77,7 @@ class ContrastiveStage:
     optimizer: OptimizerConfig
     train: LoopConfig
     sampling: Sampling = Sampling()
+    start: StartConfig = StartConfig()
     mesh: MeshConfig = MeshConfig()
     memory: MemoryConfig = MemoryConfig()
 
