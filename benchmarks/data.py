@@ -404,7 +404,7 @@ def write_large(count: int, tokenizer: TextTokenizer, folder: Path) -> None:
             input_rows=count,
             rows_per_shard=RECORDS_PER_SHARD,
             records=count,
-            counts={},
+            counts={"input_rows": count, "tokens": 0},
             shards=tuple(shards),
         ),
     )

@@ -3,19 +3,23 @@
 import dataclasses
 import functools
 import os
+import re
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from nomic_jax.config import NOMIC_PROMPTS
 
 if TYPE_CHECKING:
+    from nomic_jax.store.manifest import Manifest
     from nomic_jax.store.rules import Rule
 
 Places = Annotated[
-    tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")
+    tuple[str, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="SOURCE ...", help_behavior_hint="(required)"),
 ]
 Number = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 Line = Annotated[str | None, tyro.conf.arg(metavar="STR")]
@@ -23,6 +27,13 @@ Line = Annotated[str | None, tyro.conf.arg(metavar="STR")]
 TEXT_ONLY = ("text",)
 PAIRS_ONLY = ("query", "document", "negatives", "query_prefix", "document_prefix")
 PAIRS_ONLY += ("query_only", "num_negatives", "too_few_negatives", "too_long")
+
+
+def _cores() -> int:
+    """Return the cores that this process may use, which may be fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,20 +68,36 @@ class Prepare:
     blank: Literal["error", "drop"] = "error"  # what blank texts and nulls meet
     # of a source, in one shard; None: 100,000 of text, about a sixteenth of the pairs
     rows_per_shard: Number = None
-    workers: int = os.cpu_count() or 1  # processes
+    workers: int = _cores()  # processes
     beam: Line = None  # or on Apache Beam: --beam="--runner=FlinkRunner ..."
 
 
 def prepare(options: Prepare) -> int:
-    """Run `nomic-jax prepare`: a line for each store."""
+    """Run `nomic-jax prepare`: a line for each store, as soon as it is made.
+
+    Raises:
+        ValueError: the input is wrong, or a file cannot be read or written.
+    """
+    from nomic_jax.sources.files import reason_of
+
+    try:
+        return _prepare(options)
+    except OSError as error:
+        place = error.filename or options.out
+        raise ValueError(f"{place}: {reason_of(error)}") from error
+
+
+def _prepare(options: Prepare) -> int:
     from nomic_jax.checkpoints.hub import resolve
-    from nomic_jax.storage import join
+    from nomic_jax.storage import check_out
     from nomic_jax.store.beam import prepare_on_beam
     from nomic_jax.store.planned import plan_sources
     from nomic_jax.store.prepare import prepare_collection, prepare_store
     from nomic_jax.tokenizer import TextTokenizer
 
     rule = _rule(options)
+    _check(options)
+    check_out(options.out)
     tokenizer = TextTokenizer.from_folder(resolve(options.tokenizer, weights=False))
     planned = plan_sources(
         options.sources,
@@ -84,16 +111,40 @@ def prepare(options: Prepare) -> int:
     else:
         flags = shlex.split(options.beam)
         make_store = functools.partial(prepare_on_beam, pipeline_options=flags)
-    made = prepare_collection(
+
+    def told(
+        source: Any, rule: Any, tokenizer: Any, out: str, **more: Any
+    ) -> "Manifest":
+        manifest = make_store(source, rule, tokenizer, out, **more)
+        print(f"{manifest.summary()}, in {out}", flush=True)
+        return manifest
+
+    prepare_collection(
         planned,
         tokenizer,
         options.out,
-        make_store=make_store,
+        make_store=told,
         records_per_shard=options.rows_per_shard,
     )
-    for name, manifest in made.items():
-        print(f"{manifest.summary()}, in {join(options.out, name)}", flush=True)
     return 0
+
+
+def _check(options: Prepare) -> None:
+    """Refuse options that have nothing to act on among the others and the sources.
+
+    Raises:
+        ValueError: there is one.
+    """
+    from nomic_jax.sources.open_source import is_data_yaml
+
+    if not any(re.search(r"\.txt(\.gz)?$", place) for place in options.sources):
+        _refuse(options, ("split",), "no source is a .txt file")
+    if not any(map(is_data_yaml, options.sources)):
+        _refuse(options, ("query_only",), "no source is a data YAML")
+    if not options.num_negatives:
+        _refuse(options, ("too_few_negatives",), "--num-negatives stores none")
+    if options.beam is not None:
+        _refuse(options, ("workers",), "with --beam its runner says how many there are")
 
 
 def _rule(options: Prepare) -> "Rule":

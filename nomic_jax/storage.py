@@ -79,11 +79,27 @@ def sizes(folder: str | Path) -> dict[str, int]:
         entries = filesystem.ls(path, detail=True, refresh=True)
     except FileNotFoundError:
         return {}
-    return {
-        name_of(entry["name"]): int(entry["size"] or 0)
-        for entry in entries
-        if entry["type"] == "file"
-    }
+    found = {}
+    for entry in entries:
+        if entry["type"] == "file":
+            given = entry.get("size")
+            if given is None:  # a web page that lists files does not say their sizes
+                given = filesystem.size(entry["name"])
+            found[name_of(entry["name"])] = int(given or 0)
+    return found
+
+
+def folders(folder: str | Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted; a missing one is empty."""
+    try:
+        if not is_remote(folder):
+            with os.scandir(local_path(folder)) as entries:
+                return sorted(e.name for e in entries if e.is_dir())
+        filesystem, path = _remote(folder)
+        entries = filesystem.ls(path, detail=True, refresh=True)
+    except FileNotFoundError:
+        return []
+    return sorted(name_of(e["name"]) for e in entries if e["type"] == "directory")
 
 
 def remove(url: str | Path) -> None:
@@ -192,15 +208,51 @@ def local_copy(url: str | Path, *, checksum: str) -> Path:
     return kept
 
 
-def checksum_of(path: Path) -> str:
-    """Return the BLAKE2b digest of a local file, in 32 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(
-            file, lambda: hashlib.blake2b(digest_size=16)
-        ).hexdigest()
+def checksum_of(url: str | Path) -> str:
+    """Return the BLAKE2b digest of a file, in 32 hex digits.
+
+    A remote one is read where it lies, not from a copy that was fetched before.
+    """
+    if is_remote(url):
+        filesystem, path = _remote(url)
+        opened = filesystem.open(path, "rb")
+    else:
+        opened = local_path(url).open("rb")
+    digest = hashlib.blake2b(digest_size=16)
+    with opened as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_out(url: str | Path) -> None:
+    """Refuse a place that no folder can be made at, before any work is done for it.
+
+    Raises:
+        ValueError: it is a file or below one, cannot be written, is at an http(s) URL,
+            or the package of its kind of URL is not installed.
+    """
+    if is_remote(url):
+        if str(url).startswith(("http://", "https://")):
+            raise ValueError(
+                f"{url} cannot be written: http only reads; give a folder, or a URL "
+                "of gs://, s3:// or another store"
+            )
+        _remote(url)
+        return
+    place = local_path(url).absolute()
+    there = next(path for path in (place, *place.parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"{url} cannot be written: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{url} cannot be written: no permission to write in {there}")
 
 
 def _remote(url: str | Path) -> tuple[Any, str]:
     import fsspec.core
 
-    return fsspec.core.url_to_fs(str(url))
+    try:
+        return fsspec.core.url_to_fs(str(url))
+    except (ImportError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{url} cannot be reached: {reason}") from error

@@ -56,7 +56,7 @@ def _write(folder, name, records, rule, *, texts_per_record):
             input_rows=len(records),
             rows_per_shard=half,
             records=len(records),
-            counts={},
+            counts={"input_rows": len(records), "tokens": 0},
             shards=tuple(shards),
         ),
     )

@@ -1,5 +1,6 @@
 """The commands: what they write, what they say, and how they end."""
 
+import errno
 import gzip
 import io
 import json
@@ -405,6 +406,41 @@ def test_a_source_may_be_given_a_name_and_join_a_collection(words, tmp_path, cap
         (["foxes.jsonl.gz", *PAIRS, "--tokenizer", "."], "holds no tokenizer"),
         (["foxes.jsonl.gz", *PAIRS, "--query", "qery"], "foxes.jsonl.gz:1: no column"),
         ([*PAIRS], "no source is given"),
+        (["foxes.jsonl.gz", *PAIRS, "--out", "notes.txt"], "notes.txt is a file, not"),
+        (["foxes.jsonl.gz", *PAIRS, "--out", "notes.txt/a"], "notes.txt is a file"),
+        (["foxes.jsonl.gz", *PAIRS, "--out", "https://host/a"], "http only reads"),
+        (["foxes.jsonl.gz", *PAIRS, "--out", "nosuch://a"], "nosuch://a cannot be re"),
+        (["foxes.jsonl.gz", *PAIRS, "--name", "stores.json"], "that of a file beside"),
+        (["foxes.jsonl.gz", *PAIRS, "--name", "a/b"], "'a/b' of a source cannot name"),
+        (
+            ["foxes.jsonl.gz", *PAIRS, "--split", "paragraphs"],
+            "--split would change nothing: no source is a .txt file",
+        ),
+        (
+            ["foxes.jsonl.gz", *PAIRS, "--query-only", "honour"],
+            "--query-only would change nothing: no source is a data YAML",
+        ),
+        (
+            ["foxes.jsonl.gz", *PAIRS, "--too-few-negatives", "drop"],
+            "--too-few-negatives would change nothing: --num-negatives stores none",
+        ),
+        (
+            ["foxes.jsonl.gz", *PAIRS, "--workers", "77", "--beam", ""],
+            "--workers would change nothing: with --beam",
+        ),
+        (
+            [
+                "foxes.jsonl.gz",
+                *PAIRS,
+                "--negatives",
+                "documen",
+                "--num-negatives",
+                "1",
+            ],
+            "no column 'documen' of negatives, num_negatives=1 are needed; did you "
+            "mean 'document'",
+        ),
+        (["data.YAML", *PAIRS], "data.YAML cannot be read"),
     ],
 )
 def test_what_prepare_refuses_is_one_line_and_leaves_no_store(
@@ -412,7 +448,7 @@ def test_what_prepare_refuses_is_one_line_and_leaves_no_store(
 ):
     monkeypatch.chdir(words)
     out = tmp_path / "out"
-    common = ["--out", str(out)]
+    common = [] if "--out" in arguments else ["--out", str(out)]
     if "--tokenizer" not in arguments:
         common += ["--tokenizer", "tokenizer"]
     status = run(["prepare", *arguments, *common])
@@ -454,6 +490,48 @@ def test_blank_texts_are_an_error_or_dropped(words, tmp_path, capsys):
     assert len(open_stores(out)["blank"]) == 7
 
 
+def test_a_store_is_told_of_before_the_next_is_begun(words, tmp_path, capsys):
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"query": " ", "document": "dog"}\n')
+    places = (words / "foxes.jsonl.gz", broken)
+    status, said, errors = prepare(capsys, words, tmp_path / "out", *places, *PAIRS)
+    assert (status, len(said), len(errors)) == (2, 1, 1)
+    assert said[0].startswith("foxes: ")
+
+
+def test_a_blank_text_in_a_later_shard_is_dropped_in_the_same_folder(
+    words, tmp_path, capsys
+):
+    source, out = tmp_path / "blank.jsonl", tmp_path / "out"
+    lines = [{"query": f"fox {i}", "document": f"dog {i}"} for i in range(90)]
+    lines[78]["query"] = " "
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = (source, *PAIRS, "--rows-per-shard", "20", "--workers", "1")
+    status, _, errors = prepare(capsys, words, out, *arguments)
+    assert status == 2 and "set blank to 'drop'" in errors[0]
+    shards = sorted((out / "blank").glob("*.array_record"))
+    times = [path.stat().st_mtime_ns for path in shards]
+    assert len(shards) == 3
+    status, said, _ = prepare(capsys, words, out, *arguments, "--blank", "drop")
+    assert status == 0 and "89 pairs" in said[0]
+    assert [path.stat().st_mtime_ns for path in shards] == times
+
+
+def test_a_disk_that_cannot_be_written_is_one_line(
+    words, tmp_path, capsys, monkeypatch
+):
+    from nomic_jax import storage
+
+    def refused(url, content):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(url))
+
+    monkeypatch.setattr(storage, "write_bytes", refused)
+    source = words / "foxes.jsonl.gz"
+    status, said, errors = prepare(capsys, words, tmp_path / "out", source, *PAIRS)
+    assert status == 2 and len(errors) == 1 and not said
+    assert "preparation.json could not be made: Permission denied" in errors[0]
+
+
 @pytest.mark.slow
 def test_the_command_prepares_with_two_processes_what_one_prepares(
     words, tmp_path, capsys
@@ -481,7 +559,7 @@ def test_a_collection_is_prepared_on_beam(words, tmp_path, capsys):
     pytest.importorskip("apache_beam")
     source = words / "foxes.jsonl.gz"
     assert prepare(capsys, words, tmp_path / "here", source, *PAIRS)[0] == 0
-    beam = (*PAIRS, "--beam=--runner=DirectRunner --save_main_session")
+    beam = (*PAIRS[:-2], "--beam=--runner=DirectRunner --save_main_session")
     assert prepare(capsys, words, tmp_path / "beam", source, *beam)[0] == 0
     here, there = (open_stores(tmp_path / name)["foxes"] for name in ("here", "beam"))
     assert here.manifest == there.manifest

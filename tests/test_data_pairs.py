@@ -85,7 +85,7 @@ def test_rows_hold_several_texts_of_both_sides():
     )
     assert of_queries & of_documents
     assert (arrays.texts.slot_lengths > 0).sum(axis=1).max() >= 3
-    assert len(arrays.texts.tokens.ids) < 2 * BATCH  # of 4 * BATCH texts
+    assert len(arrays.texts.tokens.ids) <= 2 * BATCH  # of 4 * BATCH texts
 
 
 def test_tokens_and_columns_are_counted():

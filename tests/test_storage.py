@@ -107,6 +107,51 @@ def test_json_is_utf_8_and_readable(tmp_path):
     assert json.loads(data) == {"näme": [1, None]}
 
 
+def test_sizes_that_a_listing_lacks_are_asked_for(tmp_path, monkeypatch):
+    url = f"memory://{tmp_path.name}/folder"
+    storage.write_bytes(f"{url}/x.bin", CONTENT)
+    memory = fsspec.filesystem("memory")
+    listing = memory.ls
+
+    def without_sizes(path, **options):
+        return [{**entry, "size": None} for entry in listing(path, **options)]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(memory), "ls", staticmethod(without_sizes))
+        patch.setattr(type(memory), "size", lambda self, path: len(CONTENT))
+        assert storage.sizes(url) == {"x.bin": len(CONTENT)}
+    memory.store.clear()
+
+
+def test_folders_are_listed_by_name(folder):
+    assert storage.folders(folder + "/none") == []
+    for name in ("b/x.bin", "a/x.bin", "file.bin"):
+        storage.write_bytes(storage.join(folder, name), CONTENT)
+    assert storage.folders(folder) == ["a", "b"]
+
+
+def test_a_checksum_is_that_of_the_bytes_where_they_lie(folder, tmp_path):
+    url = storage.join(folder, "x.bin")
+    storage.write_bytes(url, CONTENT)
+    expected = hashlib.blake2b(CONTENT, digest_size=16).hexdigest()
+    assert storage.checksum_of(url) == expected
+    storage.local_copy(url, checksum=expected)
+    storage.write_bytes(url, CONTENT[1:])
+    assert storage.checksum_of(url) != expected
+
+
+def test_a_url_whose_package_is_missing_is_one_line(monkeypatch):
+    def missing(url):
+        raise ImportError("Install s3fs\nto access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    for function in (storage.check_out, storage.sizes, storage.read_json):
+        with pytest.raises(
+            ValueError, match="s3://b/x cannot be reached: Install s3fs"
+        ):
+            function("s3://b/x")
+
+
 def test_a_folders_files_are_listed_with_their_sizes_and_removed(folder):
     assert storage.sizes(folder + "/none") == {}
     for name in ("a.bin", "deep/b.bin"):

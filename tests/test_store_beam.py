@@ -1,3 +1,4 @@
+import functools
 import sys
 
 import pytest
@@ -35,9 +36,59 @@ def test_an_error_on_beam_names_the_record(tmp_path):
     pytest.importorskip("apache_beam")
     source = pair_source(20)
     source.pairs[7] = Pair("fox", "")
-    with pytest.raises(Exception, match="source 'foxes', pair 7: .* is blank"):
+    with pytest.raises(ValueError) as caught:
         prepare_on_beam(source, pair_rule(), tokenizer(), tmp_path)
+    assert str(caught.value) == (
+        "source 'foxes', pair 7: column 'document' is blank; give it text, or set "
+        "blank to 'drop'"
+    )
     assert not (tmp_path / "manifest.json").exists()
+    assert not [name for name in content(tmp_path) if name.endswith(".error")]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("first", ["processes", "beam"])
+def test_what_one_of_beam_and_processes_left_the_other_goes_on_with(tmp_path, first):
+    pytest.importorskip("apache_beam")
+    ways = {
+        "processes": functools.partial(prepare_store, progress=False),
+        "beam": prepare_on_beam,
+    }
+    stop, go_on = (ways[first], ways["beam" if first == "processes" else "processes"])
+    whole, source = pair_source(170), pair_source(170)
+    source.pairs[90] = Pair("fox", "")
+    # The same source as far as anybody can tell, until its row 90 is read.
+    stopping = Claims(source, whole.fingerprint)
+    options = {"records_per_shard": 40}
+    with pytest.raises(ValueError, match="pair 90: .* is blank"):
+        stop(stopping, pair_rule(), tokenizer(), tmp_path / "store", **options)
+    done = sorted((tmp_path / "store").glob("*.array_record"))
+    times = [path.stat().st_mtime_ns for path in done]
+    assert 2 <= len(done) < 5
+    made = go_on(whole, pair_rule(), tokenizer(), tmp_path / "store", **options)
+    assert [path.stat().st_mtime_ns for path in done] == times
+    fresh = prepare_store(
+        whole, pair_rule(), tokenizer(), tmp_path / "fresh", progress=False, **options
+    )
+    assert made == fresh
+    assert content(tmp_path / "store") == content(tmp_path / "fresh")
+
+
+class Claims:
+    """A source with another's fingerprint."""
+
+    def __init__(self, source, fingerprint):
+        self.source, self.fingerprint = source, fingerprint
+        self.name = source.name
+
+    def __len__(self):
+        return len(self.source)
+
+    def rows(self, start, stop):
+        return self.source.rows(start, stop)
+
+    def place(self, row):
+        return self.source.place(row)
 
 
 def test_without_beam_its_extra_is_named(tmp_path, monkeypatch):

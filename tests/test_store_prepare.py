@@ -16,11 +16,14 @@ from store_pairs import content, pair_rule, pair_source, tokenizer
 from nomic_jax import storage
 from nomic_jax.sources.pairs import Pair, PairSource
 from nomic_jax.store import shard as shard_module
-from nomic_jax.store.job import begin, plan
+from nomic_jax.store.claim import claimed, sweep
+from nomic_jax.store.finish import finish
+from nomic_jax.store.job import begin, make_shard, plan
 from nomic_jax.store.prepare import prepare_collection, prepare_store
 from nomic_jax.store.processes import PATIENCE
 from nomic_jax.store.rules import RowRule
 from nomic_jax.store.store import Store, open_stores
+from nomic_jax.whole_file import host_name, partial_name
 
 ROWS = RowRule(row_length=16, column="document", rows_per_range=40)
 
@@ -136,7 +139,7 @@ def test_a_stopped_preparation_goes_on_with_the_shards_that_are_missing(
     done = sorted(folder.glob("shard-*.array_record"))
     assert len(done) == 2
     times = [path.stat().st_mtime_ns for path in done]
-    (folder / ".shard-00003-of-00005.array_record.17.partial").write_bytes(b"half")
+    left_by_the_dead(folder)
     prepare(folder)
     assert [path.stat().st_mtime_ns for path in done] == times
     assert content(folder) == content(whole)
@@ -144,11 +147,68 @@ def test_a_stopped_preparation_goes_on_with_the_shards_that_are_missing(
 
 def test_what_a_kill_left_is_deleted_before_the_work_begins(tmp_path):
     folder = stopped(tmp_path / "store")
-    left = folder / ".shard-00003-of-00005.array_record.17.partial"
-    left.write_bytes(b"half")
+    left = left_by_the_dead(folder)
+    # Of this very process, and of another machine: just now, and long ago.
+    mine = folder / partial_name("shard-00004-of-00005.array_record")
+    theirs = folder / f".shard-00002-of-00005.array_record.far-away.{left[1]}.partial"
+    theirs_once = theirs.with_name(theirs.name.replace("00002", "00001"))
+    for path in (mine, theirs, theirs_once):
+        path.write_bytes(b"half")
+    os.utime(theirs_once, times=(0, 0))
     source = pair_source(170)
     begin(plan(source, pair_rule(), tokenizer(), str(folder), records_per_shard=40))
-    assert not left.exists()
+    assert mine.exists() and theirs.exists()
+    assert not left[0].exists() and not theirs_once.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_killed_process_that_nobody_collected_counts_as_dead(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        stat, deadline = Path(f"/proc/{process.pid}/stat"), time.monotonic() + 60
+        while ") Z " not in stat.read_text() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        left = tmp_path / f".x.{host_name()}.{process.pid}.partial"
+        left.write_bytes(b"half")
+        sweep(str(tmp_path))
+        assert not left.exists()
+
+
+def test_a_second_preparation_of_a_folder_is_refused_while_one_is_at_work(
+    whole, tmp_path
+):
+    folder = tmp_path / "store"
+    with claimed(str(folder)):
+        with pytest.raises(ValueError, match=f"another prepare is at work in {folder}"):
+            prepare(folder)
+    prepare(folder)
+    assert content(folder) == content(whole)  # the lock is gone
+    with claimed(str(folder)):
+        prepare(folder)  # only verifies
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "store").write_text("")
+    with pytest.raises(ValueError, match="store is a file, not a folder"):
+        prepare(tmp_path / "store")
+
+
+def test_shards_that_this_process_does_not_see_are_told_of(tmp_path):
+    job = plan(
+        pair_source(170), pair_rule(), tokenizer(), str(tmp_path), records_per_shard=40
+    )
+    begin(job)
+    entries = {0: make_shard(job, 0)}
+    with pytest.raises(ValueError, match="4 of 5 shards .* give --out as a URL"):
+        finish(job, entries)
+
+
+def left_by_the_dead(folder):
+    """A file that a process was writing which has ended, and the process's number."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    name = f".shard-00003-of-00005.array_record.{host_name()}.{process.pid}.partial"
+    (folder / name).write_bytes(b"half")
+    return folder / name, process.pid
 
 
 def test_a_shard_of_another_preparation_is_made_again(whole, tmp_path):
@@ -159,6 +219,60 @@ def test_a_shard_of_another_preparation_is_made_again(whole, tmp_path):
     prepare(folder)
     assert entry.with_suffix(".array_record").stat().st_mtime_ns > before
     assert content(folder) == content(whole)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"shard": 1}', "no counts"])
+def test_a_shard_whose_entry_is_damaged_is_made_again(whole, tmp_path, text):
+    folder = stopped(tmp_path / "store")
+    entry = folder / "shard-00001-of-00005.json"
+    if text == "no counts":
+        text = json.dumps({**json.loads(entry.read_text()), "counts": {}})
+    entry.write_text(text)
+    prepare(folder)
+    assert content(folder) == content(whole)
+
+
+def test_what_was_an_error_may_become_another_choice_and_not_back(tmp_path):
+    source = pair_source(170, num_negatives=1)
+    source.pairs[90] = Pair("fox", "", ("dogs",))
+    source.pairs[130] = Pair("fox", "lazy dogs")
+    rule = pair_rule(num_negatives=1)
+    folder = tmp_path / "store"
+    with pytest.raises(ValueError, match="pair 90"):
+        prepare(folder, source=source, rule=rule)
+    rule = dataclasses.replace(rule, blank="drop")
+    with pytest.raises(ValueError, match="pair 130: 0 negatives"):
+        prepare(folder, source=source, rule=rule)
+    with pytest.raises(ValueError, match="rule.blank is 'drop' there and 'error' here"):
+        prepare(folder, source=source, rule=pair_rule(num_negatives=1))
+    with pytest.raises(ValueError, match="rule.too_long is 'cut' there and 'error'"):
+        prepare(folder, source, dataclasses.replace(rule, too_long="error"))
+    rule = dataclasses.replace(rule, too_few_negatives="drop")
+    assert prepare(folder, source=source, rule=rule).records == 168
+    prepare(tmp_path / "fresh", source=source, rule=rule)
+    assert content(folder) == content(tmp_path / "fresh")
+
+
+def test_a_corrected_source_needs_its_folder_deleted(tmp_path):
+    folder = stopped(tmp_path / "store")
+    source = pair_source(170)
+    source.pairs[100] = Pair("fox", "dog")
+    with pytest.raises(ValueError, match="the source was changed.* delete this folder"):
+        prepare(folder, source=source)
+
+
+def test_distinct_documents_are_counted_the_same_in_every_process(tmp_path):
+    script = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import nomic_jax.store.shard as shard\n"
+        "from store_pairs import *\n"
+        "from nomic_jax.store.prepare import prepare_store\n"
+        "import builtins; shard.hash = lambda content: 1 / 0\n"
+        "prepare_store(pair_source(20), pair_rule(), tokenizer(), sys.argv[1], "
+        "progress=False)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
+    assert Store.open(tmp_path).manifest.shards[0].distinct == 20
 
 
 def test_shards_of_unknown_origin_are_not_built_upon(tmp_path):
@@ -507,11 +621,19 @@ def test_a_store_may_lie_at_a_url(whole, tmp_path, monkeypatch, scheme):
         import fsspec
 
         memory = fsspec.filesystem("memory")
+        assert list((tmp_path / "cache").rglob("*.array_record"))
         found = {
             Path(path).name: memory.cat_file(path)
             for path in memory.ls(f"{tmp_path}/store", detail=False)
         }
         assert found == content(whole)
+        # What was fetched before is whole still; the store is not.
+        name = "shard-00002-of-00005.array_record"
+        data = bytearray(found[name])
+        data[400] ^= 1
+        memory.pipe_file(f"{tmp_path}/store/{name}", bytes(data))
+        with pytest.raises(ValueError, match=f"{name} has checksum"):
+            prepare(url)
         memory.rm(str(tmp_path), recursive=True)
 
 
@@ -539,6 +661,17 @@ def test_further_sources_join_a_collection_behind_those_it_has(tmp_path):
         made = prepare_collection(planned, tokenizer(), tmp_path, progress=False)
         assert list(made) == [name]
     assert list(open_stores(tmp_path)) == ["foxes", "dogs", "wolves"]
+
+
+def test_a_list_that_another_command_overwrote_is_whole_again(tmp_path):
+    for name in ("foxes", "dogs"):
+        planned = [(pair_source(30, name=name), pair_rule())]
+        prepare_collection(planned, tokenizer(), tmp_path, progress=False)
+    (tmp_path / "stores.json").write_text('{"stores": ["dogs"]}')  # written last
+    (tmp_path / "notes").mkdir()
+    planned = [(pair_source(30, name="wolves"), pair_rule())]
+    prepare_collection(planned, tokenizer(), tmp_path, progress=False)
+    assert list(open_stores(tmp_path)) == ["dogs", "wolves", "foxes"]
 
 
 def test_a_source_that_is_blank_throughout_is_refused(tmp_path):

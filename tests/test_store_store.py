@@ -139,6 +139,69 @@ def test_a_manifest_that_is_none_is_refused(copied, text):
         Store.open(copied)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "pear"}, "kind is 'pear'; it is one of"),
+        ({"dtype": "int8"}, "dtype is 'int8'; it is one of \\('uint16', 'uint32'\\)"),
+        ({"records": "130"}, "records is '130'; an integer is needed"),
+        ({"records": -1}, "records is -1; it must be at least 0"),
+        ({"rule": {}}, "rule.query_length is None; an integer is needed"),
+        ({"rule": None}, "rule is None; an object is needed"),
+        ({"shards": []}, "it names no shard"),
+        ({"shards": {"a": 1}}, "prepare the store again"),
+        ({"shards": [{}]}, "missing field 'file'"),
+        ({"counts": {}}, "counts have no 'input_rows'"),
+        ({"texts_per_record": 1}, "texts_per_record is 1"),
+    ],
+)
+def test_a_damaged_manifest_is_named_with_what_is_wrong(copied, changes, message):
+    change_manifest(copied, **changes)
+    with pytest.raises(ValueError, match=message) as caught:
+        Store.open(copied)
+    assert str(caught.value).startswith(f"{copied}/manifest.json: ")
+
+
+def test_a_table_of_lengths_that_is_none_is_named(copied):
+    path = copied / "shard-00000-of-00003.lengths.npy"
+    data = path.read_bytes()
+    for old, new in (
+        (b"NUMPY", b"LUMPY"),
+        (b"'<i4'", b"'<f4'"),
+        (b"(50, 3)", b"(75, 2)"),
+    ):
+        assert old in data
+        path.write_bytes(data.replace(old, new))
+        with pytest.raises(ValueError, match=f"{path.name} .*prepare the store again"):
+            Store.open(copied)
+
+
+def test_lengths_that_are_gone_are_named(copied):
+    store = Store.open(copied)
+    path = copied / "shard-00000-of-00003.lengths.npy"
+    assert store.lengths(np.array([3])).shape == (1, 3)
+    path.unlink()
+    with pytest.raises(ValueError, match=f"{path} cannot be read: No such file"):
+        store.lengths(np.array([3]))
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{path} was cut"):
+        store.lengths(np.array([3]))
+
+
+def test_a_file_is_no_store_and_no_collection(tmp_path):
+    (tmp_path / "store").write_text("")
+    for opening in (Store.open, open_stores):
+        with pytest.raises(ValueError, match="store is a file; give the folder"):
+            opening(tmp_path / "store")
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"stores": "foxes"}', '{"stores": [1]}'])
+def test_a_list_of_stores_of_another_shape_is_refused(tmp_path, text):
+    (tmp_path / "stores.json").write_text(text)
+    with pytest.raises(ValueError, match="stores.json holds no .* it was changed"):
+        open_stores(tmp_path)
+
+
 def test_an_unknown_field_of_the_manifest_is_refused(copied):
     change_manifest(copied, recordz=5)
     with pytest.raises(ValueError, match="unknown field 'recordz': did you mean"):

@@ -14,7 +14,7 @@ from jaxtyping import Int, Int32
 from nomic_jax.batch import PADDING, PackedTexts, Tokens
 
 COLUMNS_PER_SLOT = 8  # a row holds up to an eighth as many texts as columns
-FINENESS = 16  # row counts between one power of two and the next
+FINENESS = 8  # row counts between one power of two and the next
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,8 +168,8 @@ def _dealt(
 def row_count(rows: int, multiple: int) -> int:
     """Round a number of rows up to one of few, so that few programs are compiled.
 
-    Counts are multiples of `multiple`, and 16 of them lie between one power of two
-    times `multiple` and the next: an average of 2 % of the rows is added.
+    Counts are multiples of `multiple`, and 8 of them lie between one power of two
+    times `multiple` and the next: an average of 4 % of the rows is added.
     """
     units = max(-(-rows // multiple), 1)
     step = max((1 << (units - 1).bit_length()) // (2 * FINENESS), 1)

@@ -40,10 +40,13 @@ def open_file(place: str) -> IO[bytes]:
 
 def cannot_read(place: str, error: BaseException) -> ValueError:
     """Return the error that a file cannot be read, with its reason in one line."""
+    return ValueError(f"{place} cannot be read: {reason_of(error)}")
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what an error says, in one line."""
     reason = error.strerror if isinstance(error, OSError) else None
-    return ValueError(
-        f"{place} cannot be read: {reason or ' '.join(str(error).split())}"
-    )
+    return reason or " ".join(str(error).split()) or type(error).__name__
 
 
 def version_of(place: str) -> str:

@@ -16,8 +16,13 @@ from nomic_jax.storage import is_remote, join, local_path
 
 KINDS = (
     "*.jsonl, *.jsonl.gz, *.txt, *.txt.gz, *.parquet, a folder of shard-*.jsonl.gz, "
-    "tfds:NAME/CONFIG:SPLIT, hf:FOLDER"
+    "tfds:NAME/CONFIG:SPLIT, hf:FOLDER; of pairs also *.yaml"
 )
+
+
+def is_data_yaml(place: str) -> bool:
+    """Say whether a place is a data YAML, which names several sources."""
+    return re.search(r"\.ya?ml$", place, re.IGNORECASE) is not None
 
 
 def open_source(
@@ -48,7 +53,7 @@ def open_source(
     if place.endswith(".parquet"):
         return ParquetRows.open(place, name)
     known = f"known: {KINDS}"
-    if re.search(r"\.ya?ml$", place):
+    if is_data_yaml(place):
         raise ValueError(
             f"{place} is a data YAML, which names several sources; {known}"
         )

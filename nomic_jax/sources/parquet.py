@@ -72,6 +72,15 @@ class ParquetRows:
             fingerprint_of({place: version_of(place) for place in files}),
         )
 
+    def restricted(self, columns: Sequence[str]) -> "ParquetRows":
+        """Return a source that reads these columns alone; all if it lacks one.
+
+        Then the error of whoever misses it can name what there is.
+        """
+        if not set(columns) <= set(self.columns):
+            return self
+        return dataclasses.replace(self, columns=tuple(dict.fromkeys(columns)))
+
     def __len__(self) -> int:
         """Return the number of rows."""
         return sum(map(sum, self.groups))

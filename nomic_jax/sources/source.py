@@ -58,22 +58,23 @@ def source_name(place: str | Path) -> str:
     """
     for part in reversed(re.split(r"[/\\]", str(place))):
         name = re.sub(r"(\.(jsonl|txt|parquet))?(\.gz)?$", "", part)
-        name = re.sub(r"[^\w.-]+", "-", name).strip("-.")
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")
         if name and not re.search(r"[*?\[{]", part):
             return name
     return "source"
 
 
 def check_name(name: str) -> str:
-    """Return a source's name if a folder can have it.
+    """Return a source's name if a folder can have it on every system.
 
     Raises:
-        ValueError: it holds anything but letters, digits, - _ and dots.
+        ValueError: it holds anything but letters of ASCII, digits, - _ and dots, or
+            begins with - or a dot.
     """
-    if not re.fullmatch(r"\w[\w.-]*", name):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise ValueError(
-            f"the name {name!r} of a source becomes a folder's: letters, digits, - _ "
-            "and dots are what it may hold"
+            f"the name {name!r} of a source cannot name a folder: use the letters A to "
+            "Z and a to z, digits, - _ and dots, and begin with none of - and ."
         )
     return name
 

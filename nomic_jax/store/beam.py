@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nomic_jax import storage
 from nomic_jax.sources.source import Source
+from nomic_jax.store.claim import claimed
 from nomic_jax.store.finish import finish
 from nomic_jax.store.job import Job, begin, entry_name, finished, make_shard
 from nomic_jax.store.manifest import Manifest
@@ -57,25 +58,28 @@ def prepare_on_beam(
     job = planned(source, rule, tokenizer, out_url, records_per_shard=records_per_shard)
     if done := already_there(job):
         return done
-    begin(job)
-    entries = finished(job)
-    missing = [i for i in range(job.preparation.num_shards) if i not in entries]
-    if missing:
-        flags = PipelineOptions(list(pipeline_options))
-        problems(job)  # of an earlier try
-        try:
-            with apache_beam.Pipeline(options=flags) as pipeline:
-                shards = pipeline | "shards" >> apache_beam.Create(missing)
-                # Or a runner may give all to the worker that made the numbers.
-                spread = shards | "spread" >> apache_beam.Reshuffle()
-                task = functools.partial(attempt, job)
-                _ = spread | "tokenise" >> apache_beam.Map(task)
-        except Exception as error:
-            if found := problems(job):
-                raise ValueError(found[0]) from error
-            raise
+    with claimed(job.folder):
+        if done := already_there(job):  # since it was looked for
+            return done
+        begin(job)
         entries = finished(job)
-    return finish(job, entries)
+        missing = [i for i in range(job.preparation.num_shards) if i not in entries]
+        if missing:
+            flags = PipelineOptions(list(pipeline_options))
+            problems(job)  # of an earlier try
+            try:
+                with apache_beam.Pipeline(options=flags) as pipeline:
+                    shards = pipeline | "shards" >> apache_beam.Create(missing)
+                    # Or a runner may give all to the worker that made the numbers.
+                    spread = shards | "spread" >> apache_beam.Reshuffle()
+                    task = functools.partial(attempt, job)
+                    _ = spread | "tokenise" >> apache_beam.Map(task)
+            except Exception as error:
+                if found := problems(job):
+                    raise ValueError(found[0]) from error
+                raise
+            entries = finished(job)
+        return finish(job, entries)
 
 
 def attempt(job: Job, index: int) -> None:

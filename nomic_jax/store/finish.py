@@ -22,7 +22,13 @@ def finish(job: Job, entries: Mapping[int, Entry]) -> Manifest:
         ValueError: a shard is not there, there is no record, or all are the same; the
             last two leave nothing behind.
     """
-    shards = tuple(entries[i].shard for i in range(job.preparation.num_shards))
+    wanted = job.preparation.num_shards
+    if missing := wanted - len(entries):
+        raise ValueError(
+            f"{job.folder}: {missing} of {wanted} shards were made where this process "
+            "does not see them: give --out as a URL that all machines reach"
+        )
+    shards = tuple(entries[i].shard for i in range(wanted))
     present = storage.sizes(job.folder)
     for shard in shards:
         if present.get(shard.file) != shard.bytes:
@@ -74,8 +80,9 @@ def _problem(manifest: Manifest) -> str | None:
     if manifest.records == 0 and manifest.kind == "pairs":
         return (
             f"source {name!r}: all {counts['dropped_records']} pairs have fewer than "
-            f"{manifest.rule['num_negatives']} negatives and were dropped; lower "
-            "num_negatives"
+            f"{manifest.rule['num_negatives']} negatives in column "
+            f"{manifest.rule['columns']['negatives']!r} and were dropped; lower "
+            "num_negatives, or name another column"
         )
     if manifest.records == 0:
         return (

@@ -11,17 +11,20 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from nomic_jax import storage
+from nomic_jax.sources.files import reason_of
 from nomic_jax.sources.source import Row, Source
+from nomic_jax.store.claim import sweep
 from nomic_jax.store.manifest import (
     PREPARATION,
     Preparation,
     Shard,
     check_same,
+    read_part,
     shard_name,
 )
 from nomic_jax.store.record import dtype_of, encode_record
 from nomic_jax.store.rules import RowRule, Rule
-from nomic_jax.store.shard import is_full, is_partial, write_shard
+from nomic_jax.store.shard import is_full, write_shard
 from nomic_jax.store.tokenize_range import tokenize_range
 from nomic_jax.tokenizer import TextTokenizer
 
@@ -97,6 +100,7 @@ def begin(job: Job) -> None:
         ValueError: it holds shards of another job; what differs is named.
     """
     present = storage.sizes(job.folder)
+    found = None
     has_shards = any(name.startswith("shard-") for name in present)
     place = storage.join(job.folder, PREPARATION)
     if has_shards and PREPARATION not in present:
@@ -106,22 +110,17 @@ def begin(job: Job) -> None:
         )
     if has_shards:
         try:
-            found = Preparation.from_json(storage.read_json(place))
-        except ValueError as error:
+            found = read_part(Preparation, storage.read_json(place))
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{place}: {error}; delete the folder") from error
-        check_same(found, job.preparation, job.folder)
-    else:
+        check_same(found, job.preparation, job.folder, finished=False)
+    # Before any shard is made by another choice of what was an error so far.
+    if not has_shards or found != job.preparation:
         try:
             storage.write_json(place, job.preparation.to_json())
         except OSError as error:
             raise explained(error, job, PREPARATION, {}) from error
-    sweep(job)
-
-
-def sweep(job: Job) -> None:
-    """Delete what killed processes left of files they were writing."""
-    for name in filter(is_partial, storage.sizes(job.folder)):
-        storage.remove(storage.join(job.folder, name))
+    sweep(job.folder)
 
 
 def finished(job: Job) -> dict[int, Entry]:
@@ -132,11 +131,15 @@ def finished(job: Job) -> dict[int, Entry]:
         name = entry_name(job, index)
         if name not in present:
             continue
-        value = storage.read_json(storage.join(job.folder, name))
-        entry = Entry(Shard.from_json(value["shard"]), value["counts"])
-        shard = entry.shard
+        try:
+            value = storage.read_json(storage.join(job.folder, name))
+            shard = read_part(Shard, value["shard"])
+            entry = Entry(shard, {key: int(n) for key, n in value["counts"].items()})
+            digest, _ = value["preparation"], entry.counts["input_rows"]
+        except (AttributeError, KeyError, TypeError, ValueError):
+            continue  # damaged: the shard is made again
         if (
-            value["preparation"] == job.preparation.digest
+            digest == job.preparation.digest
             and present.get(shard.file) == shard.bytes
             and present.get(shard.lengths_file, 0) == shard.lengths_bytes
         ):
@@ -218,9 +221,14 @@ def _reported(
 def explained(
     error: OSError, job: Job, name: str, counts: Mapping[str, int]
 ) -> Exception:
-    """Say of a full disk what is needed; other errors stay as they are."""
+    """Say what could not be written and why; of a full disk, what is needed."""
     if not is_full(error):
-        return error
+        if error.errno is None and not storage.is_remote(job.folder):
+            return error  # no file system says so
+        place = storage.join(job.folder, name)
+        return ValueError(
+            f"{place} could not be made: {reason_of(error)}; finished shards are kept"
+        )
     width = {"uint16": 2, "uint32": 4}[job.preparation.dtype]
     share = counts.get("input_rows", 0) / job.preparation.input_rows
     needed = int(width * counts.get("tokens", 0) / share) if share else 0

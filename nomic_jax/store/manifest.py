@@ -3,17 +3,28 @@
 import dataclasses
 import hashlib
 import json
-from typing import Any
+import typing
+from typing import Any, TypeVar
 
 from nomic_jax import storage
 from nomic_jax.config import JsonConfig
+from nomic_jax.sources.files import cannot_read
 from nomic_jax.store.record import Dtype
 from nomic_jax.store.rules import Kind
+
+Part = TypeVar("Part", bound=JsonConfig)
 
 FORMAT = 1  # of the store's folder; a reader refuses any other
 MANIFEST = "manifest.json"  # written last: a folder without it is no store yet
 PREPARATION = "preparation.json"  # there while the store is being made
 
+
+# Of a rule: what it says of wrong input. With "error" a finished shard had none, so
+# that its bytes are those of any other choice.
+POLICIES = ("blank", "too_long", "too_few_negatives")
+
+_RULE_KEYS = {"pairs": ("query_length", "document_length"), "rows": ("row_length",)}
+_TYPE_NAMES = {int: "an integer", str: "a text", dict: "an object"}
 
 # What may happen to a text, by the name of its count.
 _SAID = {
@@ -55,8 +66,9 @@ class Preparation(JsonConfig):
 
     @property
     def digest(self) -> str:
-        """BLAKE2b of the fields, in 32 hex digits."""
-        text = json.dumps(self.to_json(), sort_keys=True)
+        """BLAKE2b of what a shard's bytes depend on, in 32 hex digits."""
+        rule = {k: v for k, v in self.rule.items() if k not in POLICIES}
+        text = json.dumps({**self.to_json(), "rule": rule}, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -113,13 +125,18 @@ def read_manifest(folder: str) -> Manifest:
     """Read a store's manifest.
 
     Raises:
-        ValueError: there is none, it is of another format, or its parts disagree.
+        ValueError: there is none, it is of another format, damaged, or its parts
+            disagree.
     """
     url = storage.join(folder, MANIFEST)
     try:
         value = storage.read_json(url)
     except FileNotFoundError:
         raise ValueError(_why_none(folder)) from None
+    except NotADirectoryError:
+        raise ValueError(f"{folder} is a file; give the folder of a store") from None
+    except OSError as error:
+        raise cannot_read(url, error) from error
     found = value.pop("format", None) if isinstance(value, dict) else None
     if found != FORMAT:
         raise ValueError(
@@ -127,8 +144,9 @@ def read_manifest(folder: str) -> Manifest:
             "the store again, or use the version that wrote it"
         )
     try:
-        shards = tuple(Shard.from_json(shard) for shard in value.pop("shards", ()))
-        manifest = Manifest.from_json({**value, "shards": shards})
+        shards = tuple(read_part(Shard, shard) for shard in value.pop("shards", ()))
+        manifest = read_part(Manifest, {**value, "shards": shards})
+        _check_parts(manifest)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{url}: {error}; prepare the store again") from error
     total = sum(shard.records for shard in manifest.shards)
@@ -140,6 +158,53 @@ def read_manifest(folder: str) -> Manifest:
     return manifest
 
 
+def read_part(cls: type[Part], values: Any) -> Part:
+    """Build a preparation, a shard or a manifest of what a JSON file holds.
+
+    Raises:
+        ValueError: a field is missing, unknown or of another type than it should be.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{cls.__name__} is {values!r}; an object is needed")
+    assert dataclasses.is_dataclass(cls)
+    for field in dataclasses.fields(cls):
+        value = values.get(field.name)
+        origin = typing.get_origin(field.type) or field.type
+        if field.name not in values or origin is tuple:
+            continue
+        if origin is typing.Literal:
+            if value not in (known := typing.get_args(field.type)):
+                raise ValueError(f"{field.name} is {value!r}; it is one of {known}")
+        elif type(value) is not origin:
+            name = _TYPE_NAMES.get(origin, "another type")
+            raise ValueError(f"{field.name} is {value!r}; {name} is needed")
+        elif isinstance(value, int) and value < 0:
+            raise ValueError(f"{field.name} is {value}; it must be at least 0")
+    return cls.from_json(values)
+
+
+def _check_parts(manifest: Manifest) -> None:
+    for key in _RULE_KEYS[manifest.kind]:
+        if type(manifest.rule.get(key)) is not int:
+            raise ValueError(
+                f"rule.{key} is {manifest.rule.get(key)!r}; an integer is needed"
+            )
+    for key in ("input_rows", "tokens"):
+        if key not in manifest.counts:
+            raise ValueError(f"counts have no {key!r}")
+    for key, count in manifest.counts.items():
+        if type(count) is not int:
+            raise ValueError(f"counts.{key} is {count!r}; an integer is needed")
+    if not manifest.shards:
+        raise ValueError("it names no shard")
+    least = 2 if manifest.kind == "pairs" else 0
+    if manifest.texts_per_record < least or manifest.rows_per_shard < 1:
+        raise ValueError(
+            f"texts_per_record is {manifest.texts_per_record}, rows_per_shard "
+            f"{manifest.rows_per_shard}; at least {least} and 1 are needed"
+        )
+
+
 def write_manifest(folder: str, manifest: Manifest) -> None:
     """Write a finished store's manifest."""
     storage.write_json(
@@ -147,8 +212,12 @@ def write_manifest(folder: str, manifest: Manifest) -> None:
     )
 
 
-def check_same(found: Preparation, wanted: Preparation, place: str) -> None:
+def check_same(
+    found: Preparation, wanted: Preparation, place: str, *, finished: bool
+) -> None:
     """Refuse to go on with what another preparation left.
+
+    In one that is not finished, what was an error so far may become another choice.
 
     Raises:
         ValueError: a field differs; each is named with both its values.
@@ -156,15 +225,25 @@ def check_same(found: Preparation, wanted: Preparation, place: str) -> None:
     mine, theirs = wanted.to_json(), found.to_json()
     for parts in (mine, theirs):
         parts.update({f"rule.{k}": v for k, v in parts.pop("rule").items()})
+    if not finished:
+        for policy in (f"rule.{name}" for name in POLICIES):
+            if theirs.get(policy) == "error" and policy in mine:
+                theirs[policy] = mine[policy]
     differing = [
         f"{name} is {theirs.get(name)!r} there and {mine.get(name)!r} here"
         for name in dict.fromkeys((*mine, *theirs))
         if mine.get(name) != theirs.get(name)
     ]
     if differing:
+        changed = mine["source_fingerprint"] != theirs.get("source_fingerprint")
         raise ValueError(
-            f"{place} holds another preparation: {'; '.join(differing)}; give another "
-            "folder, or delete this one"
+            f"{place} holds another preparation: {'; '.join(differing)}; "
+            + (
+                "the source was changed, so what was made of it cannot be used: delete "
+                "this folder and run the same command again, or give another folder"
+                if changed and len(differing) == 1
+                else "give another folder, or delete this one"
+            )
         )
 
 

@@ -2,25 +2,27 @@
 
 import contextlib
 import functools
-import re
 import tempfile
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 from nomic_jax import storage
-from nomic_jax.sources.source import Source
+from nomic_jax.sources.files import cannot_read
+from nomic_jax.sources.source import Source, check_name
+from nomic_jax.store.claim import claimed, sweep
+from nomic_jax.store.collection import STORES, write_names
 from nomic_jax.store.finish import finish, forget
-from nomic_jax.store.job import Entry, Job, begin, finished, make_shard, plan, sweep
-from nomic_jax.store.manifest import MANIFEST, Manifest, check_same
+from nomic_jax.store.job import Entry, Job, begin, finished, make_shard, plan
+from nomic_jax.store.manifest import MANIFEST, PREPARATION, Manifest, check_same
 from nomic_jax.store.processes import Report, run_tasks
 from nomic_jax.store.rules import Rule
 from nomic_jax.store.shard import is_full
-from nomic_jax.store.store import STORES, Store
+from nomic_jax.store.store import Store
 from nomic_jax.tokenizer import TextTokenizer
 
 TOKENIZER = "tokenizer.json"
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_RESERVED = (TOKENIZER, "tokenizer_config.json", STORES, MANIFEST, PREPARATION)
 
 
 def prepare_store(
@@ -59,13 +61,17 @@ def prepare_store(
     job = planned(source, rule, tokenizer, out_url, records_per_shard=records_per_shard)
     if done := already_there(job):
         return done
-    begin(job)
-    entries = finished(job)
-    missing = [i for i in range(job.preparation.num_shards) if i not in entries]
-    with contextlib.closing(_entries(job, entries, missing, workers, progress)) as made:
-        for index, entry in made:
-            entries[index] = entry
-    return finish(job, entries)
+    with claimed(job.folder):
+        if done := already_there(job):  # since it was looked for
+            return done
+        begin(job)
+        entries = finished(job)
+        missing = [i for i in range(job.preparation.num_shards) if i not in entries]
+        making = _entries(job, entries, missing, workers, progress)
+        with contextlib.closing(making) as made:
+            for index, entry in made:
+                entries[index] = entry
+        return finish(job, entries)
 
 
 def prepare_collection(
@@ -99,16 +105,18 @@ def prepare_collection(
         raise ValueError("no source is given; a collection needs at least one")
     names = [source.name for source, _ in named_sources]
     for name in names:
-        if not _NAME.fullmatch(name):
+        check_name(name)
+        if name in _RESERVED:
             raise ValueError(
-                f"source name {name!r} cannot name a folder: use letters, digits, "
-                "- _ and dots, and begin with none of - and ."
+                f"source name {name!r} is that of a file beside the stores: give "
+                "another name"
             )
         if names.count(name) > 1:
             raise ValueError(
                 f"{names.count(name)} sources are named {name!r}: each needs a name "
                 "of its own; prepare one after another, each with its `name`"
             )
+    storage.check_out(out_url)
     tokenizer = _loaded(tokenizer)
     _check_tokenizer(tokenizer, out_url)
     manifests = {
@@ -119,8 +127,7 @@ def prepare_collection(
     }
     try:
         _write_tokenizer(tokenizer, out_url)
-        listed = dict.fromkeys((*_listed(out_url), *names))
-        storage.write_json(storage.join(out_url, STORES), {"stores": list(listed)})
+        write_names(out_url, names, tokenizer_digest=tokenizer.digest)
     except OSError as error:
         if not is_full(error):
             raise
@@ -161,10 +168,15 @@ def already_there(job: Job) -> Manifest | None:
     Raises:
         ValueError: it is another one, or a file of it was changed.
     """
-    if MANIFEST not in storage.sizes(job.folder):
+    try:
+        present = storage.sizes(job.folder)
+    except OSError as error:
+        storage.check_out(job.folder)
+        raise cannot_read(job.folder, error) from error
+    if MANIFEST not in present:
         return None
     store = Store.open(job.folder)
-    check_same(store.manifest.preparation, job.preparation, job.folder)
+    check_same(store.manifest.preparation, job.preparation, job.folder, finished=True)
     store.verify()
     forget(job)
     return store.manifest
@@ -188,7 +200,7 @@ def _entries(
             disable=not progress,
         ) as bar,
     ):
-        stack.callback(sweep, job)
+        stack.callback(sweep, job.folder)
         results = run_tasks(
             functools.partial(_made, job), missing, workers=workers, report=bar.update
         )
@@ -207,14 +219,6 @@ def _loaded(tokenizer: TextTokenizer | str | Path) -> TextTokenizer:
     if isinstance(tokenizer, TextTokenizer):
         return tokenizer
     return TextTokenizer.from_folder(Path(tokenizer))
-
-
-def _listed(folder: str | Path) -> list[str]:
-    """Return the names of a collection's stores; none where there is no collection."""
-    try:
-        return storage.read_json(storage.join(folder, STORES))["stores"]
-    except FileNotFoundError:
-        return []
 
 
 def _write_tokenizer(tokenizer: TextTokenizer, out_url: str | Path) -> None:

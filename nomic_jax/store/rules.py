@@ -56,6 +56,16 @@ class PairRule:
         """Texts that every record holds."""
         return 2 + self.num_negatives
 
+    @property
+    def needed_columns(self) -> tuple[str, ...]:
+        """Columns of a source that the records are made of."""
+        further = self.columns.negatives if self.num_negatives else None
+        return (
+            self.columns.query,
+            self.columns.document,
+            *((further,) if further else ()),
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowRule:
@@ -89,6 +99,11 @@ class RowRule:
         problems += _choices(self, "blank", ("error", "drop"))
         if problems:
             raise ValueError("RowRule: " + "; ".join(problems))
+
+    @property
+    def needed_columns(self) -> tuple[str, ...]:
+        """Columns of a source that the records are made of."""
+        return (self.column,)
 
 
 Rule: TypeAlias = PairRule | RowRule

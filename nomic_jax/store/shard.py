@@ -10,6 +10,7 @@ import errno
 import hashlib
 import importlib
 import io
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -20,12 +21,15 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from nomic_jax import storage
+from nomic_jax.sources.files import cannot_read
 from nomic_jax.store.manifest import MANIFEST, Shard
 from nomic_jax.store.record import Dtype, lengths_in, text_bytes
+from nomic_jax.whole_file import partial_name
 
 WRITER_OPTIONS = "group_size:64,uncompressed"
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # for random access
 READER_BUFFER = 2**14  # bytes; larger ones are filled in vain, a group is as large
+_AGAIN = "prepare the store again in an empty folder"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -53,7 +57,7 @@ def write_shard(
         ValueError: a record has another number of texts.
     """
     lengths = array.array("i")
-    seen: set[int] = set()
+    seen: set[bytes] = set()
     first, count = b"", 0
     with _partial(folder, f"{name}.array_record") as path:
         with _array_record_writer(path) as writer:
@@ -70,7 +74,7 @@ def write_shard(
                     lengths.extend(found)
                     # Equal documents are what makes negatives of a batch false.
                     content = text_bytes(record, found, 1, dtype)
-                seen.add(hash(content))
+                seen.add(hashlib.blake2b(content, digest_size=8).digest())
                 if count == 1:
                     first = content
         table = _npy(lengths, texts_per_record) if texts_per_record else b""
@@ -118,17 +122,35 @@ def open_records(folder: str, shard: Shard) -> Any:
     return reader
 
 
-def local_lengths(folder: str, shard: Shard) -> Path:
+def local_lengths(folder: str, shard: Shard, *, texts_per_record: int) -> Path:
     """Return the local file of a shard's lengths, int32 [records, texts_per_record].
 
     Raises:
-        ValueError: it has another number of records.
+        ValueError: it is no such table, or has another number of records or texts.
     """
     url = storage.join(folder, shard.lengths_file)
     path = storage.local_copy(url, checksum=shard.lengths_checksum)
-    found = len(np.load(path, mmap_mode="r"))
-    if found != shard.records:
-        raise _other_count(url, found, shard)
+    try:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
+            end = file.tell() + 4 * math.prod(shape)
+    except OSError as error:
+        raise cannot_read(url, error) from error
+    except ValueError as error:
+        raise ValueError(f"{url} is no table of lengths: {error}; {_AGAIN}") from error
+    if len(shape) != 2 or by_column or dtype != "<i4" or end != shard.lengths_bytes:
+        raise ValueError(
+            f"{url} is no table of lengths: it holds {dtype} {shape}, int32 "
+            f"[records, texts] are needed; {_AGAIN}"
+        )
+    if shape[0] != shard.records:
+        raise _other_count(url, shape[0], shard)
+    if shape[1] != texts_per_record:
+        raise ValueError(
+            f"{url} has lengths of {shape[1]} texts, {MANIFEST} says "
+            f"{texts_per_record}; {_AGAIN}"
+        )
     return path
 
 
@@ -142,27 +164,31 @@ def read_lengths(
         shard: of the table.
         records: numbers in the shard, from 0.
         texts_per_record: columns of the table.
+
+    Raises:
+        ValueError: the file is gone or was cut, or too many files are open.
     """
     width = np.dtype(np.int32).itemsize * texts_per_record
     begin = shard.lengths_bytes - shard.records * width  # after the header
-    file = os.open(path, os.O_RDONLY)
     try:
-        # Not mapped into memory: the kernel then maps, and counts as this process's,
-        # a megabyte around every record.
-        data = [os.pread(file, width, begin + i * width) for i in records.tolist()]
-    finally:
-        os.close(file)
-    return np.frombuffer(b"".join(data), "<i4").reshape(-1, texts_per_record)
+        file = os.open(path, os.O_RDONLY)
+        try:
+            # Not mapped into memory: the kernel then maps, and counts as this
+            # process's, a megabyte around every record.
+            data = [os.pread(file, width, begin + i * width) for i in records.tolist()]
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise cannot_read(str(path), error) from error
+    content = b"".join(data)
+    if len(content) != width * len(records):
+        raise ValueError(f"{path} was cut; prepare the store again in an empty folder")
+    return np.frombuffer(content, "<i4").reshape(-1, texts_per_record)
 
 
 def is_full(error: Exception) -> bool:
     """Say whether an error is that of a full disk, or of a quota that is used up."""
     return isinstance(error, OSError) and error.errno in _FULL
-
-
-def is_partial(name: str) -> bool:
-    """Say whether a file is what a killed process left of one."""
-    return name.startswith(".") and name.endswith(".partial")
 
 
 def _other_count(url: str, found: int, shard: Shard) -> ValueError:
@@ -195,7 +221,7 @@ def _partial(folder: str, name: str) -> Iterator[Path]:
         else:
             place = storage.local_path(folder)
             place.mkdir(parents=True, exist_ok=True)
-        path = place / f".{name}.{os.getpid()}.partial"
+        path = place / partial_name(name)
         stack.callback(path.unlink, missing_ok=True)
         yield path
 

@@ -1,19 +1,24 @@
 """A finished store, read at random: opened in time that grows with its shards alone."""
 
+import functools
+import itertools
 import threading
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32
 
 from nomic_jax import storage
+from nomic_jax.sources.files import cannot_read
+from nomic_jax.store.collection import STORES, read_names
 from nomic_jax.store.manifest import MANIFEST, Manifest, Shard, read_manifest
+from nomic_jax.store.open_readers import READERS
 from nomic_jax.store.record import decode_record
 from nomic_jax.store.shard import local_lengths, open_records, read_lengths
 
-STORES = "stores.json"  # of a collection: the names of its stores, written last
+_numbers = itertools.count()  # of the stores of this process
 
 
 class Store:
@@ -21,6 +26,7 @@ class Store:
 
     Shards are opened when a record of theirs is first read, and again in a process to
     which the store is sent. Remote ones are fetched whole then, once for a machine.
+    Where more shards are read than files may be open, some are closed in between.
     """
 
     def __init__(self, url: str, manifest: Manifest):
@@ -28,7 +34,8 @@ class Store:
         self.url = url
         self.manifest = manifest
         self._ends = np.cumsum([shard.records for shard in manifest.shards])
-        self._readers: dict[int, Any] = {}
+        self._number = next(_numbers)
+        weakref.finalize(self, READERS.abandon, self._number).atexit = False
         self._lengths: dict[int, Path] = {}
         self._lock = threading.Lock()
         rule = manifest.rule
@@ -49,7 +56,10 @@ class Store:
         """
         url = str(url)
         manifest = read_manifest(url)
-        found = storage.sizes(url)
+        try:
+            found = storage.sizes(url)
+        except OSError as error:
+            raise cannot_read(url, error) from error
         for shard in manifest.shards:
             for file, expected in _files(shard):
                 if file not in found:
@@ -88,9 +98,7 @@ class Store:
     def close(self) -> None:
         """Close the files; reading opens them again."""
         with self._lock:
-            for reader in self._readers.values():
-                reader.close()
-            self._readers.clear()
+            READERS.drop(self._number)
             self._lengths.clear()
 
     def lengths(self, records: Int[np.ndarray, "n"]) -> Int32[np.ndarray, "n C"]:
@@ -104,7 +112,7 @@ class Store:
         found = np.empty((len(records), self.manifest.texts_per_record), np.int32)
         for index, places, local in self._by_shard(records):
             found[places] = read_lengths(
-                self._opened(self._lengths, index, local_lengths),
+                self._local_lengths(index),
                 self.manifest.shards[index],
                 local,
                 texts_per_record=self.manifest.texts_per_record,
@@ -126,19 +134,21 @@ class Store:
         """
         found: list[list[np.ndarray]] = [[]] * len(records)
         for index, places, local in self._by_shard(records):
-            reader = self._opened(self._readers, index, open_records)
-            for place, record in zip(places.tolist(), local.tolist(), strict=True):
-                try:
-                    # One at a time: handing a few to the reader's threads takes longer.
-                    (content,) = reader.read(record, record + 1)
-                    texts = decode_record(content, self.manifest.dtype)
-                    self._check(texts)
-                except (RuntimeError, ValueError) as error:
-                    file = storage.join(self.url, self.manifest.shards[index].file)
-                    raise ValueError(
-                        f"{file}: record {record}: {error}; prepare the store again"
-                    ) from error
-                found[place] = texts
+            shard = self.manifest.shards[index]
+            opening = functools.partial(open_records, self.url, shard)
+            with READERS.lent(self._number, index, opening, self._lock) as reader:
+                for place, record in zip(places.tolist(), local.tolist(), strict=True):
+                    try:
+                        # One at a time: handing a few to its threads takes longer.
+                        (content,) = reader.read(record, record + 1)
+                        texts = decode_record(content, self.manifest.dtype)
+                        self._check(texts)
+                    except (RuntimeError, ValueError) as error:
+                        file = storage.join(self.url, shard.file)
+                        raise ValueError(
+                            f"{file}: record {record}: {error}; prepare the store again"
+                        ) from error
+                    found[place] = texts
         return found
 
     def check_tokenizer(self, digest: str) -> None:
@@ -158,7 +168,9 @@ class Store:
             )
 
     def verify(self) -> None:
-        """Compare every file's content with the manifest.
+        """Compare every file's content with the manifest, where it lies.
+
+        Of a remote store all files are read, not what was fetched of them before.
 
         Raises:
             ValueError: a file has another checksum or number of records.
@@ -171,13 +183,14 @@ class Store:
                 if not checksum:
                     continue
                 url = storage.join(self.url, file)
-                found = storage.checksum_of(storage.local_copy(url, checksum=checksum))
+                found = storage.checksum_of(url)
                 if found != checksum:
                     raise ValueError(
                         f"{url} has checksum {found}, {MANIFEST} says {checksum}: it "
                         "was changed; prepare the store again in an empty folder"
                     )
-        self._check_counts()
+        if not storage.is_remote(self.url):
+            self._check_counts()
 
     def _by_shard(
         self, records: np.ndarray
@@ -218,14 +231,19 @@ class Store:
         for shard in self.manifest.shards:
             open_records(self.url, shard).close()
             if shard.lengths_bytes:
-                local_lengths(self.url, shard)
+                local_lengths(
+                    self.url, shard, texts_per_record=self.manifest.texts_per_record
+                )
 
-    def _opened(self, kept: dict, index: int, opening: Callable) -> Any:
-        if index not in kept:
+    def _local_lengths(self, index: int) -> Path:
+        if index not in self._lengths:
             with self._lock:
-                if index not in kept:
-                    kept[index] = opening(self.url, self.manifest.shards[index])
-        return kept[index]
+                if index not in self._lengths:
+                    shard = self.manifest.shards[index]
+                    self._lengths[index] = local_lengths(
+                        self.url, shard, texts_per_record=self.manifest.texts_per_record
+                    )
+        return self._lengths[index]
 
 
 def open_stores(url: str | Path) -> dict[str, Store]:
@@ -234,9 +252,8 @@ def open_stores(url: str | Path) -> dict[str, Store]:
     Raises:
         ValueError: there is no collection, or one of its stores is not as it should be.
     """
-    place = storage.join(url, STORES)
     try:
-        names = storage.read_json(place)["stores"]
+        names = read_names(url)
     except FileNotFoundError:
         raise ValueError(
             f"{url} holds no finished collection of stores: there is no {STORES}; "

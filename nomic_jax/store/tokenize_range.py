@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from nomic_jax.config import nearest
 from nomic_jax.sources.pairs import Pair
 from nomic_jax.sources.source import Place, Row, Source, text_of
 from nomic_jax.store.rules import PairRule, RowRule, Rule
@@ -75,7 +76,7 @@ def _pairs(
             if any(_is_blank(text, rule, name, place) for name, text in sides.items()):
                 counts["dropped_blank"] += 1
                 continue
-            negatives = _negatives(pair, rule, place, counts)
+            negatives = _negatives(pair, row, rule, place, counts)
             if negatives is not None:
                 numbers.append(number)
                 pairs.append((pair.query, pair.document, *negatives))
@@ -105,7 +106,11 @@ def _pairs(
 
 
 def _negatives(
-    pair: Pair, rule: PairRule, place: Place, counts: collections.Counter[str]
+    pair: Pair,
+    row: Row,
+    rule: PairRule,
+    place: Place,
+    counts: collections.Counter[str],
 ) -> tuple[str, ...] | None:
     """Return as many negatives as the rule asks for; None drops the pair."""
     wanted = rule.num_negatives
@@ -123,6 +128,12 @@ def _negatives(
     if rule.too_few_negatives == "repeat" and found:
         counts["records_with_repeated_negatives"] += 1
         return tuple(itertools.islice(itertools.cycle(found), wanted))
+    if rule.columns.negatives not in row:
+        raise ValueError(
+            f"{place}: no column {rule.columns.negatives!r} of negatives, "
+            f"num_negatives={wanted} are needed; "
+            f"{nearest(str(rule.columns.negatives), row)}"
+        )
     raise ValueError(
         f"{place}: {len(found)} negatives, num_negatives={wanted} are needed; lower "
         "it, or set too_few_negatives to 'drop'"
