@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from nomic_jax.storage import is_remote, local_path
 
@@ -22,7 +22,7 @@ def whole_place(place: str | Path) -> str:
     return str(place) if is_remote(place) else os.path.abspath(local_path(place))
 
 
-def open_file(place: str) -> IO[bytes]:
+def open_file(place: str) -> io.BufferedReader:
     """Open a file to read bytes.
 
     Raises:
