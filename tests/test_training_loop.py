@@ -22,9 +22,11 @@ from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.training.checkpoints import Checkpoints, named_arrays
 from nomic_jax.training.finite import keep_if_finite
 from nomic_jax.training.loop import LoopConfig, train
+from nomic_jax.training.losses import ContrastiveLoss
 from nomic_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from nomic_jax.training.run_folder import RunFolder, read_metrics
 from nomic_jax.training.steps import (
+    BiEncoder,
     TrainState,
     contrastive_objective,
     make_update,
@@ -107,9 +109,9 @@ def make_case(name):
         )
     embedding = EmbeddingConfig(pooling="mean", layer_norm=False, max_length=8)
     return Case(
-        contrastive_objective(embedding, scale=20.0),
+        contrastive_objective(embedding, ContrastiveLoss(temperature=0.05)),
         pair_batches(),
-        lambda: NomicBert(ModelConfig(**SIZES), rngs=nnx.Rngs(0)),
+        lambda: BiEncoder(NomicBert(ModelConfig(**SIZES), rngs=nnx.Rngs(0)), None),
     )
 
 
