@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from nomic_jax.sources.jsonl import write_pairs
+from nomic_jax.sources.jsonl import read_texts, write_pairs
 from nomic_jax.sources.pairs import Pair
 from nomic_jax.store.corpus import (
     PAIRS,
@@ -15,7 +15,6 @@ from nomic_jax.store.corpus import (
     PrepareConfig,
     is_prepared,
     prepare,
-    read_documents,
     read_sources,
 )
 from nomic_jax.store.store import open_stores
@@ -45,6 +44,10 @@ def write(folder, count=COUNT):
 def config(path, **changes):
     values = {"pairs": str(path), "held_out_share": 0.2, "vocab_size": 300} | LENGTHS
     return PrepareConfig(**(values | changes))
+
+
+def documents_of(folder):
+    return list(read_texts(folder / "texts.jsonl"))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +83,7 @@ def test_nothing_held_out_is_in_the_text_trained_on(done):
         read_sources(folder, "held_out"),
     )
     unseen = {text for p in held_out.pairs for text in (p.query, p.document)}
-    texts = read_documents(folder)
+    texts = documents_of(folder)
     assert unseen.isdisjoint(texts)
     assert {p.document for p in train.pairs}.isdisjoint(unseen)
     known = {text for p in train.pairs for text in (p.query, p.document)}
@@ -95,7 +98,7 @@ def test_a_query_held_out_elsewhere_is_no_text(tmp_path):
     prepare(config(path), tmp_path)
     held_out = {p.query for s in read_sources(tmp_path, "held_out") for p in s.pairs}
     assert "the same question" in held_out
-    assert "the same question" not in read_documents(tmp_path)
+    assert "the same question" not in documents_of(tmp_path)
 
 
 def test_limits_are_kept(tmp_path):
@@ -106,7 +109,7 @@ def test_limits_are_kept(tmp_path):
         read_sources(tmp_path, "held_out"),
     )
     assert len(train) == 30 and 10 <= len(held_out) <= 11
-    assert len(read_documents(tmp_path)) == 30
+    assert len(documents_of(tmp_path)) == 30
 
 
 def test_the_seed_chooses_what_is_held_out(done, tmp_path):
@@ -157,7 +160,7 @@ def test_the_tokenizer_knows_its_text(done):
     tokenizer = TextTokenizer.from_folder(folder)
     assert tokenizer.size <= 300
     unknown = tokenizer.token_id("[UNK]")
-    for ids in tokenizer.encode(read_documents(folder), max_length=64).ids:
+    for ids in tokenizer.encode(documents_of(folder), max_length=64).ids:
         assert unknown not in ids
 
 
@@ -178,7 +181,7 @@ def test_the_stores_hold_the_training_text_and_pairs(done):
         for record, ids in zip(records, expected, strict=True):
             np.testing.assert_array_equal(record[side], ids)
     (rows,) = open_stores(folder / TEXT).values()
-    documents = tokenizer.encode(read_documents(folder), max_length=10**6).ids
+    documents = tokenizer.encode(documents_of(folder), max_length=10**6).ids
     stream = np.concatenate(documents)
     stored = np.concatenate([p for row in rows.read(np.arange(len(rows))) for p in row])
     np.testing.assert_array_equal(stored, stream[: len(stored)])

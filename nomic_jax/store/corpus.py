@@ -13,7 +13,6 @@ from pathlib import Path
 from nomic_jax.sources.jsonl import (
     JsonLines,
     read_pairs,
-    read_texts,
     write_pairs,
     write_texts,
 )
@@ -204,8 +203,3 @@ def read_sources(folder: Path, part: str) -> tuple[PairSource, ...]:
 def is_prepared(folder: Path) -> bool:
     """Say whether a stage that makes sources has finished in this folder."""
     return (folder / "sources.json").is_file()
-
-
-def read_documents(folder: Path) -> list[str]:
-    """Read a finished prepare stage's documents for the masked language model."""
-    return list(read_texts(folder / "texts.jsonl"))
