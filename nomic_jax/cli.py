@@ -133,8 +133,19 @@ def train(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--config", type=Path, required=True, help="such as configs/quickstart.py"
     )
-    parser.add_argument(
-        "--out", type=Path, help="the run's folder (default: runs/NAME)"
+    parser.add_argument("--out", help="the run's folder or URL (default: runs/NAME)")
+    several = parser.add_argument_group(
+        "several hosts",
+        "found on Cloud TPU, GKE, SLURM and Open MPI; elsewhere all three are needed",
+    )
+    several.add_argument(
+        "--coordinator", default="", help="ADDRESS:PORT of the first host, a free port"
+    )
+    several.add_argument(
+        "--hosts", type=int, default=0, help="their number; 1: this machine alone"
+    )
+    several.add_argument(
+        "--host", type=int, default=-1, help="this host's number, from 0"
     )
     options, rest = parser.parse_known_args(arguments)
 
@@ -146,8 +157,10 @@ def train(arguments: Sequence[str]) -> int:
         # The config says where texts are cut: no need to say it at each encoding.
         logging.getLogger("nomic_jax.batching").setLevel(logging.ERROR)
 
+        from nomic_jax import hosts
         from nomic_jax.recipe import run
 
+        hosts.start(options.coordinator, options.hosts, options.host)
         run(stages, options.out or Path("runs") / options.config.stem)
         return 0
 

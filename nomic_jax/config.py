@@ -29,6 +29,32 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
+def differing_fields(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    *,
+    words: str = "{} was {!r} and is {!r}",
+    prefix: str = "",
+) -> list[str]:
+    """Say of each field in which two nested mappings differ what both hold.
+
+    Args:
+        old: the one before.
+        new: the one beside it.
+        words: of a field's name, its old value and its new one.
+        prefix: of the names.
+    """
+    found = []
+    for name in sorted({*old, *new}):
+        mine, theirs = old.get(name), new.get(name)
+        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+            inside = f"{prefix}{name}."
+            found += differing_fields(mine, theirs, words=words, prefix=inside)
+        elif mine != theirs:
+            found.append(words.format(prefix + name, mine, theirs))
+    return found
+
+
 Config = TypeVar("Config", bound="JsonConfig")
 
 

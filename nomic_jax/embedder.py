@@ -28,6 +28,7 @@ from nomic_jax.checkpoints.reader import read_checkpoint, without_head
 from nomic_jax.config import EmbeddingConfig, nearest
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.pooling import embed, matryoshka
+from nomic_jax.own_devices import num_devices, on_own_devices, spread_rows
 from nomic_jax.tokenizer import BUCKETS, TextTokenizer, pad
 
 logger = logging.getLogger(__name__)
@@ -50,8 +51,8 @@ class Embedder:
             model: the encoder.
             tokenizer: the one the model was trained with.
             config: pooling, prompts, lengths.
-            tokens_per_batch: padding included, which bounds memory; a longer text is a
-                batch of its own. None suits the machine.
+            tokens_per_batch: of a device, padding included, which bounds memory; a
+                longer text is a batch of its own. None suits the machine.
 
         Raises:
             ValueError: the tokenizer or the maximum length does not fit the model.
@@ -125,7 +126,7 @@ class Embedder:
             config = dataclasses.replace(config, max_length=max_length)
         model = build(checkpoint, dtype=dtype or default_dtype())
         assert isinstance(model, NomicBert)
-        return cls(model, TextTokenizer.from_folder(folder), config)
+        return cls(on_own_devices(model), TextTokenizer.from_folder(folder), config)
 
     def encode_query(
         self, texts: Sequence[str], *, dim: int | None = None, progress: bool = False
@@ -190,6 +191,7 @@ class Embedder:
                 bar.update(sum(len(rows[i]) for i in members))
 
             for members, tokens in self._batches(rows):
+                tokens = spread_rows(tokens, self.model)
                 pooled = _pooled(self.model, tokens, self.config)
                 pending.append((members, _cut(pooled, width)))
                 if len(pending) > 1:  # the next batch is under way: this one is awaited
@@ -201,14 +203,13 @@ class Embedder:
     def _batches(
         self, rows: Sequence[np.ndarray]
     ) -> Iterator[tuple[Sequence[int], Tokens]]:
-        batches = length_batches(
+        pad_id = self.model.config.pad_token_id
+        for batch in length_batches(
             [len(row) for row in rows],
             max_length=self.config.max_length,
-            max_tokens=self.tokens_per_batch,
-        )
-        for batch in batches:
+            max_tokens=self.tokens_per_batch * num_devices(self.model),
+        ):
             texts = [rows[i] for i in batch.members]
-            pad_id = self.model.config.pad_token_id
             tokens = pad(texts, length=batch.length, rows=batch.rows, pad_id=pad_id)
             yield batch.members, tokens
 

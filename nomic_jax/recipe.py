@@ -3,28 +3,31 @@
     DIR/STAGE/   config.json, what the stage made, evaluation.json
     DIR/model/   the exported model        DIR/report.html
 
-A stage that is complete is not run again, so the same command resumes.
+A stage that is complete is not run again, so the same command resumes. Of several
+hosts, which see the same folder, all train; the rest is the first one's, on its own
+devices, and the others wait.
 """
 
 import dataclasses
-import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nomic_jax import hosts
 from nomic_jax.checkpoints.hub import resolve as resolve_model
 from nomic_jax.curation.mining import MineStage, mine_negatives
 from nomic_jax.embedder import Embedder, default_dtype, keep_compiled_programs
 from nomic_jax.evaluation.extras import extra
-from nomic_jax.evaluation.retrieval import evaluate, task_from_pairs
-from nomic_jax.model.encoder import NomicBert
-from nomic_jax.report import EvaluationRow, format_table
+from nomic_jax.folder_copy import written_here
+from nomic_jax.held_out import measured, say, while_training
+from nomic_jax.own_devices import on_own_devices
+from nomic_jax.report import format_table
 from nomic_jax.results import Carried, finish
 from nomic_jax.stages import KINDS, Stage, check_stages, is_place, resolve
-from nomic_jax.storage import join, read_bytes, write_json
+from nomic_jax.storage import check_out, exists, join, read_bytes
 from nomic_jax.store.corpus import (
     PAIRS,
+    SOURCES,
     TEXT,
     PrepareStage,
     is_prepared,
@@ -33,6 +36,7 @@ from nomic_jax.store.corpus import (
 )
 from nomic_jax.store.store import Store, open_stores
 from nomic_jax.tokenizer import TextTokenizer
+from nomic_jax.training.checkpoints import check_checkpoints_place
 from nomic_jax.training.contrastive import (
     ContrastiveStage,
     pair_batches,
@@ -42,12 +46,12 @@ from nomic_jax.training.mlm import MlmStage, fresh_model, mlm_batches, train_mlm
 from nomic_jax.training.run_folder import RunFolder
 
 
-def run(stages: Sequence[Stage], out: Path) -> None:
+def run(stages: Sequence[Stage], out: str | Path) -> None:
     """Run the stages, or what is left of them; export the model, write the report.
 
     Args:
         stages: in order; each uses what those before it left.
-        out: the run's folder.
+        out: the run's folder, local or a URL of a store that Orbax writes to.
 
     Raises:
         ValueError: the stages do not fit one another, the folder holds a run of another
@@ -55,13 +59,20 @@ def run(stages: Sequence[Stage], out: Path) -> None:
         SystemExit: with status 75 after a signal, once the state is saved.
     """
     check_stages(stages)
+    out = str(out)
+    check_out(out)
+    check_checkpoints_place(out)
     resolved = resolve(stages)
+    hosts.agree(
+        "config and packages",
+        {"config": {**resolved}, "versions": hosts.versions()},
+    )
     for name, config in resolved.items():
-        RunFolder.check(out / name, config)
-    missing = [name for name in resolved if not (out / name).is_dir()]
-    if missing and (out / "model").exists():
+        RunFolder.check(join(out, name), config)
+    missing = [name for name in resolved if not exists(join(out, name, "config.json"))]
+    if missing and exists(join(out, "model")):
         raise ValueError(
-            f"{out / 'model'} is of a run without {', '.join(missing)}; "
+            f"{join(out, 'model')} is of a run without {', '.join(missing)}; "
             f"use another --out, or remove {out}"
         )
     for library in ("pytrec_eval", "bm25s"):
@@ -69,8 +80,8 @@ def run(stages: Sequence[Stage], out: Path) -> None:
     keep_compiled_programs()
     carried: Carried | None = None
     for number, stage in enumerate(stages, 1):
-        folder = RunFolder.open(out / stage.name, resolved[stage.name])
-        _say(f"[{number}/{len(stages)}] {stage.name} ({KINDS[type(stage)]})")
+        folder = _opened(join(out, stage.name), resolved[stage.name])
+        say(f"[{number}/{len(stages)}] {stage.name} ({KINDS[type(stage)]})")
         if isinstance(stage, PrepareStage):
             carried = _prepared(stage, folder)
             _check_stores(stages, carried.tokenizer, out)
@@ -79,7 +90,7 @@ def run(stages: Sequence[Stage], out: Path) -> None:
             carried = _from_model(stage, carried)
             _check_stores([stage], carried.tokenizer, out)
             label = f"before {stage.name}"
-            carried = _measured(carried, label, folder, "evaluation_before.json")
+            carried = measured(carried, label, folder, "evaluation_before.json")
         elif carried is None:
             carried = _from_stores(stage)
             _check_stores(stages, carried.tokenizer, out)
@@ -90,17 +101,15 @@ def run(stages: Sequence[Stage], out: Path) -> None:
         else:
             _mined(stage, carried, folder, out)
     if carried is not None and carried.model is not None:
-        rows = finish(carried, list(resolved), out)
-        _say(f"model: {out / 'model'}   report: {out / 'report.html'}")
-        print(format_table(rows), flush=True)
+        hosts.from_first("report", lambda: _finished(carried, list(resolved), out))
 
 
-def _stores(place: str, kind: str, out: Path) -> dict[str, Store]:
+def _stores(place: str, kind: str, out: str) -> dict[str, Store]:
     """Open the stores that a stage of this run made, or those of a folder or URL."""
-    return open_stores(place if is_place(place) else join(out / place, kind))
+    return open_stores(place if is_place(place) else join(out, place, kind))
 
 
-def _check_stores(stages: Sequence[Stage], tokenizer: TextTokenizer, out: Path) -> None:
+def _check_stores(stages: Sequence[Stage], tokenizer: TextTokenizer, out: str) -> None:
     """Refuse stores that do not fit now, not when the stages before have run."""
     mines = {stage.name: stage for stage in stages if isinstance(stage, MineStage)}
     for stage in stages:
@@ -117,27 +126,50 @@ def _check_stores(stages: Sequence[Stage], tokenizer: TextTokenizer, out: Path) 
             pair_batches(dataclasses.replace(stage, data=data), stores, tokenizer)
 
 
+def _opened(folder: str, config: Mapping[str, Any]) -> RunFolder:
+    """Open a stage's folder on all hosts; the first one makes it.
+
+    Raises:
+        ValueError: it holds another run, or a host does not see what the first wrote.
+    """
+    hosts.from_first(f"folder {folder}", lambda: bool(RunFolder.open(folder, config)))
+    seen = {"sees it": exists(join(folder, "config.json"))}
+    hosts.agree(f"{folder}, which all hosts must share", seen)
+    return RunFolder.open(folder, config, write=hosts.is_first())
+
+
+def _finished(carried: Carried, names: Sequence[str], out: str) -> None:
+    rows = finish(carried, names, out)
+    say(f"model: {join(out, 'model')}   report: {join(out, 'report.html')}")
+    print(format_table(rows), flush=True)
+
+
 def _prepared(stage: PrepareStage, folder: RunFolder) -> Carried:
-    if not is_prepared(folder.path):
+    def work() -> None:
         given = stage.data.tokenizer
-        prepare(
-            stage.data,
-            folder.path,
-            tokenizer=TextTokenizer.from_folder(resolve_model(given, weights=False))
-            if given
-            else None,
-        )
-    tokenizer = TextTokenizer.from_folder(folder.path)
-    return Carried(tokenizer, read_sources(folder.path, "held_out"))
+        if is_prepared(folder.place):
+            return
+        tokenizer = None
+        if given:
+            tokenizer = TextTokenizer.from_folder(resolve_model(given, weights=False))
+        with written_here(folder.place, last=SOURCES) as path:
+            prepare(stage.data, path, tokenizer=tokenizer)
+
+    hosts.from_first(stage.name, work)
+    held_out = read_sources(folder.place, "held_out")
+    return Carried(_tokenizer_in(folder.place), held_out)
 
 
 def _from_stores(stage: Stage) -> Carried:
     """Begin without a prepare stage: the stores bring their tokenizer along."""
     assert isinstance(stage, MlmStage), "check_stages puts prepare or mlm first"
     open_stores(stage.data.stores)  # says what is missing, if anything is
-    place = join(stage.data.stores, "tokenizer.json")
-    tokenizer = TextTokenizer.from_json(read_bytes(place).decode(), place=place)
-    return Carried(tokenizer, held_out=())
+    return Carried(_tokenizer_in(stage.data.stores), held_out=())
+
+
+def _tokenizer_in(folder: str) -> TextTokenizer:
+    place = join(folder, "tokenizer.json")
+    return TextTokenizer.from_json(read_bytes(place).decode(), place=place)
 
 
 def _from_model(stage: ContrastiveStage, carried: Carried | None) -> Carried:
@@ -155,11 +187,11 @@ def _from_model(stage: ContrastiveStage, carried: Carried | None) -> Carried:
 
 
 def _trained_mlm(
-    stage: MlmStage, carried: Carried, folder: RunFolder, out: Path
+    stage: MlmStage, carried: Carried, folder: RunFolder, out: str
 ) -> Carried:
     fresh = fresh_model(stage, carried.tokenizer, dtype=default_dtype())
     carried = dataclasses.replace(carried, model=fresh.encoder)
-    carried = _measured(carried, "random weights", folder, "evaluation_before.json")
+    carried = measured(carried, "random weights", folder, "evaluation_before.json")
     stores = _stores(stage.data.stores, TEXT, out)
     model = train_mlm(
         stage,
@@ -167,14 +199,14 @@ def _trained_mlm(
         carried.tokenizer,
         stores,
         folder,
-        evaluate=_evaluation(carried) if carried.held_out else None,
+        evaluate=while_training(carried) if carried.held_out else None,
     )
-    carried = dataclasses.replace(carried, model=model.encoder)
-    return _measured(carried, f"after {stage.name}", folder)
+    carried = dataclasses.replace(carried, model=on_own_devices(model.encoder))
+    return measured(carried, f"after {stage.name}", folder)
 
 
 def _trained_contrastive(
-    stage: ContrastiveStage, carried: Carried, folder: RunFolder, out: Path
+    stage: ContrastiveStage, carried: Carried, folder: RunFolder, out: str
 ) -> Carried:
     stores = _stores(stage.data.stores, PAIRS, out)
     embedder = carried.embedder
@@ -185,66 +217,26 @@ def _trained_contrastive(
         embedder.config,
         stores,
         folder,
-        evaluate=_evaluation(carried) if carried.held_out else None,
+        evaluate=while_training(carried) if carried.held_out else None,
     )
-    carried = dataclasses.replace(carried, model=model)
-    return _measured(carried, f"after {stage.name}", folder)
+    carried = dataclasses.replace(carried, model=on_own_devices(model))
+    return measured(carried, f"after {stage.name}", folder)
 
 
-def _mined(stage: MineStage, carried: Carried, folder: RunFolder, out: Path) -> None:
-    if is_prepared(folder.path):
-        return
-    giver = out / stage.data.stage
-    rule = next(iter(open_stores(giver / PAIRS).values())).manifest.rule
-    mine_negatives(
-        read_sources(giver, "train"),
-        carried.embedder,
-        stage.mining,
-        folder.path,
-        query_length=rule["query_length"],
-        document_length=rule["document_length"],
-    )
+def _mined(stage: MineStage, carried: Carried, folder: RunFolder, out: str) -> None:
+    def work() -> None:
+        if is_prepared(folder.place):
+            return
+        giver = join(out, stage.data.stage)
+        rule = next(iter(open_stores(join(giver, PAIRS)).values())).manifest.rule
+        with written_here(folder.place, last=SOURCES) as path:
+            mine_negatives(
+                read_sources(giver, "train"),
+                carried.embedder,
+                stage.mining,
+                path,
+                query_length=rule["query_length"],
+                document_length=rule["document_length"],
+            )
 
-
-def _measured(
-    carried: Carried, label: str, folder: RunFolder, file: str = "evaluation.json"
-) -> Carried:
-    """Add the model's figures on the held-out pairs, measured once a run."""
-    if not carried.held_out:
-        return carried
-    path = folder.path / file
-    if not path.is_file():
-        write_json(path, _figures(carried))
-    row = EvaluationRow(label, json.loads(path.read_text()))
-    _say(format_table([row]))
-    return dataclasses.replace(carried, rows=(*carried.rows, row))
-
-
-def _figures(carried: Carried) -> dict[str, dict[str, float]]:
-    """Measure retrieval on the held-out pairs of each source."""
-    embedder = carried.embedder
-    return {
-        source.name: evaluate(
-            task_from_pairs(source.name, source.pairs),
-            *embedder.encoders(source.query_prefix, source.document_prefix),
-        )
-        for source in carried.held_out
-    }
-
-
-def _evaluation(carried: Carried) -> Callable[[NomicBert], dict[str, float]]:
-    """Make what measures an encoder while it trains: `SOURCE/METRIC` to figure."""
-
-    def measure(encoder: NomicBert) -> dict[str, float]:
-        figures = _figures(dataclasses.replace(carried, model=encoder))
-        return {
-            f"{source}/{metric}": value
-            for source, metrics in figures.items()
-            for metric, value in metrics.items()
-        }
-
-    return measure
-
-
-def _say(text: Any) -> None:
-    print(text, file=sys.stderr, flush=True)
+    hosts.from_first(stage.name, work)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from nomic_jax.evaluation.metrics import METRICS
-from nomic_jax.whole_file import whole_file
+from nomic_jax.storage import write_bytes
 
 SHOWN = ("ndcg@10", "recall@10")  # the metrics a table has room for
 CURVE_POINTS = 1000  # drawn of each curve, to keep the file small
@@ -86,7 +86,7 @@ def write_report(
     """Write the report, whole or not at all.
 
     Args:
-        path: the HTML file; one that exists is replaced.
+        path: the HTML file, or its URL; one that exists is replaced.
         title: of the page.
         curves: of the training stages, in their order.
         rows: of the evaluation table, in their order.
@@ -96,10 +96,8 @@ def write_report(
     Raises:
         ValueError: a curve's lists differ in length.
     """
-    path = Path(path)
     page = _page(title, curves, rows, examples, facts or {})
-    with whole_file(path) as file:
-        file.write(page.encode())
+    write_bytes(path, page.encode())
 
 
 def _page(

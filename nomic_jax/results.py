@@ -6,22 +6,24 @@ DIR/model/   DIR/report.html
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 
 from nomic_jax.checkpoints.folder import save_model
 from nomic_jax.config import EmbeddingConfig
 from nomic_jax.embedder import Embedder
 from nomic_jax.evaluation.bm25 import evaluate_bm25
 from nomic_jax.evaluation.retrieval import rank, task_from_pairs
+from nomic_jax.folder_copy import written_here
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.report import EvaluationRow, Example, Hit, StageCurve, write_report
 from nomic_jax.sources.pairs import PairSource
+from nomic_jax.storage import exists, join, name_of
 from nomic_jax.tokenizer import TextTokenizer
 from nomic_jax.training.run_folder import read_metrics
 from nomic_jax.verify import FINGERPRINT, write_fingerprint
 
 EXAMPLES_PER_SOURCE = 4  # queries whose results the report shows
 HITS = 3  # documents shown for each
+WEIGHTS = "model.safetensors"  # the largest file of an exported model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,20 +46,22 @@ class Carried:
 
 
 def finish(
-    carried: Carried, stage_names: Sequence[str], out: Path
+    carried: Carried, stage_names: Sequence[str], out: str
 ) -> list[EvaluationRow]:
     """Export the model, write the report, and return its table."""
     embedder = carried.embedder
-    if not (out / "model").exists():
-        save_model(
-            embedder.model,
-            embedder.model.config,
-            embedder.config,
-            embedder.tokenizer,
-            out / "model",
-        )
-    if not (out / "model" / FINGERPRINT).exists():
-        write_fingerprint(embedder, out / "model")
+    place = join(out, "model")
+    if not exists(join(place, WEIGHTS)):
+        with written_here(place, last=WEIGHTS) as folder:
+            save_model(
+                embedder.model,
+                embedder.model.config,
+                embedder.config,
+                embedder.tokenizer,
+                folder,
+            )
+    if not exists(join(place, FINGERPRINT)):
+        write_fingerprint(embedder, place)
     rows = list(carried.rows)
     if carried.held_out:
         bm25 = {
@@ -66,8 +70,8 @@ def finish(
         }
         rows.append(EvaluationRow("BM25", bm25))
     write_report(
-        out / "report.html",
-        title=f"{out.name}: {', '.join(stage_names)}",
+        join(out, "report.html"),
+        title=f"{name_of(out)}: {', '.join(stage_names)}",
         curves=_curves(stage_names, out),
         rows=rows,
         examples=_examples(carried),
@@ -76,11 +80,11 @@ def finish(
     return rows
 
 
-def _curves(stage_names: Sequence[str], out: Path) -> list[StageCurve]:
+def _curves(stage_names: Sequence[str], out: str) -> list[StageCurve]:
     curves = []
     for name in stage_names:
-        path = out / name / "metrics.jsonl"
-        if path.is_file():
+        path = join(out, name, "metrics.jsonl")
+        if exists(path):
             # Steps that were all skipped have no loss.
             lines = [line for line in read_metrics(path) if line["loss"] is not None]
             values = {

@@ -18,7 +18,7 @@ from jaxtyping import Float32
 
 from nomic_jax.embedder import Embedder
 from nomic_jax.model.encoder import NomicBert
-from nomic_jax.whole_file import whole_file
+from nomic_jax.storage import join, write_bytes
 
 FINGERPRINT = "fingerprint.json"
 TEXTS = (
@@ -92,7 +92,7 @@ def embed_exactly(
         return in_float32(embedder).encode(texts, task=task)
 
 
-def write_fingerprint(embedder: Embedder, folder: Path) -> None:
+def write_fingerprint(embedder: Embedder, folder: str | Path) -> None:
     """Write the embeddings of `TEXTS` beside a model, in float32 whatever it runs in.
 
     Args:
@@ -105,8 +105,7 @@ def write_fingerprint(embedder: Embedder, folder: Path) -> None:
         "texts": list(TEXTS),
         "embeddings": embed_exactly(embedder, TEXTS, task).tolist(),
     }
-    with whole_file(folder / FINGERPRINT) as file:
-        file.write(f"{json.dumps(value)}\n".encode())
+    write_bytes(join(folder, FINGERPRINT), f"{json.dumps(value)}\n".encode())
 
 
 def check_fingerprint(embedder: Embedder, folder: Path) -> Comparison | None:

@@ -12,16 +12,29 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Imports go one way: a room imports from itself and from those above it.
 ROOMS = (
-    *("config", "whole_file", "storage", "backend", "batch", "tokenizer", "batching"),
+    *(
+        "config",
+        "hosts",
+        "whole_file",
+        "storage",
+        "folder_copy",
+        "backend",
+        "own_devices",
+        "batch",
+    ),
+    *("tokenizer", "batching"),
     *("sharding", "sources", "store", "data", "model", "checkpoints", "training"),
     *("embedder", "search", "curation", "evaluation", "report", "stages"),
+    "plan",
     *(
         "verify",
         "embed_files",
         "results",
+        "held_out",
         "recipe",
         "overrides",
         "prepare_command",
+        "plan_command",
         "cli",
     ),
 )

@@ -8,6 +8,7 @@ from nomic_jax.config import (
     PUBLISHED_EMBEDDINGS,
     EmbeddingConfig,
     ModelConfig,
+    differing_fields,
     nearest,
     padded_vocabulary,
 )
@@ -94,3 +95,13 @@ def test_nearest_names_the_likely_one_or_all():
         "did you mean 'clustering'?"
     )
     assert nearest("zzz", ["b", "a"]) == "known: a, b"
+
+
+def test_differing_fields_looks_into_sections():
+    old = {"a": {"b": {"c": 1}, "d": 2}, "e": [1, 2]}
+    new = {"a": {"b": {"c": 3}, "d": 2}, "e": [1], "f": "x"}
+    assert differing_fields(old, new) == [
+        "a.b.c was 1 and is 3",
+        "e was [1, 2] and is [1]",
+        "f was None and is 'x'",
+    ]

@@ -5,11 +5,11 @@ text/         packed rows, a token store       pairs/   a store for each source
 """
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from nomic_jax.folder_copy import read_here
 from nomic_jax.sources.jsonl import (
     JsonLines,
     read_pairs,
@@ -18,12 +18,13 @@ from nomic_jax.sources.jsonl import (
 )
 from nomic_jax.sources.pairs import PairSource, fingerprint, split_held_out, stable_hash
 from nomic_jax.sources.python_sources import python_corpus
-from nomic_jax.storage import write_json
+from nomic_jax.storage import exists, join, read_json, write_json
 from nomic_jax.store.prepare import prepare_collection
 from nomic_jax.store.rules import PairRule, RowRule
 from nomic_jax.tokenizer import TextTokenizer
 
 TEXT, PAIRS = "text", "pairs"  # folders of token stores
+SOURCES = "sources.json"  # written last, so that its presence says all is there
 PYTHON = "python"  # stands for this installation's sources where a file may stand
 
 
@@ -67,7 +68,7 @@ class PrepareStage:
 def prepare(
     config: PrepareConfig, folder: Path, *, tokenizer: TextTokenizer | None = None
 ) -> None:
-    """Write the stage's files; `sources.json` comes last and says that it is done.
+    """Write the stage's files, `SOURCES` last.
 
     Args:
         config: where the text comes from.
@@ -108,6 +109,7 @@ def prepare(
         tokenizer = TextTokenizer.train(texts, vocab_size=config.vocab_size)
     for name in (TEXT, PAIRS):  # of an earlier try that did not end
         shutil.rmtree(folder / name, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)
     write_texts(folder / "texts.jsonl", texts)
     for source in held_out:
@@ -183,23 +185,23 @@ def write_sources(
             for source in sources
         ],
     }
-    # Its presence says that the stage is done, so it must not be there by halves.
-    write_json(folder / "sources.json", value)
+    write_json(folder / SOURCES, value)
 
 
-def read_sources(folder: Path, part: str) -> tuple[PairSource, ...]:
+def read_sources(folder: str | Path, part: str) -> tuple[PairSource, ...]:
     """Read the sources of a stage's folder, the part `train` or `held_out`."""
-    described = json.loads((folder / "sources.json").read_text())["sources"]
-    return tuple(
-        read_pairs(
-            folder / part / f"{entry['name']}.jsonl",
-            query_prefix=entry["query_prefix"],
-            document_prefix=entry["document_prefix"],
+    described = read_json(join(folder, SOURCES))["sources"]
+    with read_here(join(folder, part)) as texts:
+        return tuple(
+            read_pairs(
+                texts / f"{entry['name']}.jsonl",
+                query_prefix=entry["query_prefix"],
+                document_prefix=entry["document_prefix"],
+            )
+            for entry in described
         )
-        for entry in described
-    )
 
 
-def is_prepared(folder: Path) -> bool:
+def is_prepared(folder: str | Path) -> bool:
     """Say whether a stage that makes sources has finished in this folder."""
-    return (folder / "sources.json").is_file()
+    return exists(join(folder, SOURCES))

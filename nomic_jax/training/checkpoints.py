@@ -21,6 +21,19 @@ from nomic_jax.training.steps import TrainState
 REMOTE = ("gs://", "s3://")  # the URLs that Orbax writes to
 
 
+def check_checkpoints_place(folder: str | Path) -> None:
+    """Refuse a folder that checkpoints cannot be written to, before anything is done.
+
+    Raises:
+        ValueError: it is a URL of another system than those that Orbax writes to.
+    """
+    if is_remote(folder) and not str(folder).startswith(REMOTE):
+        raise ValueError(
+            f"checkpoints cannot be written to {folder}: Orbax writes to local "
+            f"folders, {' and '.join(REMOTE)}"
+        )
+
+
 def named_arrays(state: TrainState) -> dict[str, jax.Array]:
     """Flatten a state into plain arrays under plain names."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
@@ -95,11 +108,7 @@ class Checkpoints:
         )
 
         place = join(folder, "checkpoints")
-        if is_remote(place) and not place.startswith(REMOTE):
-            raise ValueError(
-                f"checkpoints cannot be written to {place}: Orbax writes to local "
-                f"folders, {' and '.join(REMOTE)}"
-            )
+        check_checkpoints_place(place)
         self.path = epath.Path(place if is_remote(place) else local_path(place))
         self.path = self.path if is_remote(place) else self.path.resolve()
         set_damaged_aside(self.path)

@@ -1,9 +1,11 @@
 """Where a stage trains: its mesh, and how many rows a device takes at once."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from nomic_jax.model.encoder import Remat
@@ -43,21 +45,28 @@ class Placement:
 
     @classmethod
     def of(
-        cls, mesh: MeshConfig, memory: MemoryConfig, *, batch_size: int, row_length: int
+        cls,
+        mesh: MeshConfig,
+        memory: MemoryConfig,
+        *,
+        batch_size: int,
+        row_length: int,
+        devices: Sequence[Any] | None = None,
     ) -> "Placement":
-        """Lay out the devices there are for batches of a size.
+        """Lay out devices for batches of a size.
 
         Args:
             mesh: sizes of its axes.
             memory: tokens at once.
             batch_size: rows, or queries, of a whole batch.
             row_length: tokens of a row.
+            devices: all there are where not given.
 
         Raises:
             ValueError: the mesh does not fit the devices, the batch does not split
                 over it, or a row has more tokens than are taken at once.
         """
-        made = make_mesh(mesh)
+        made = make_mesh(mesh, devices)
         parts = row_parts(made)
         if batch_size % parts:
             raise ValueError(
@@ -78,22 +87,39 @@ def place_state(state: Tree, mesh: Mesh | None) -> Tree:
     """Put a state's arrays where the rules say; moments lie where their parameters do.
 
     Args:
-        state: a tree of arrays.
+        state: a tree of arrays, the same on all hosts.
         mesh: None: the state is returned as it is.
 
     Raises:
         ValueError: an axis of the mesh does not divide an array's.
     """
-    return state if mesh is None else jax.device_put(state, _places(state, mesh))
+    if mesh is None:
+        return state
+    places = state_places(state, mesh)
+    if all(d.process_index == jax.process_index() for d in mesh.devices.flat):
+        return jax.device_put(state, places)
+    # Every host has the same whole state, and takes its devices' parts from it.
+    return jax.tree.map(
+        lambda array, place: jax.make_array_from_callback(
+            array.shape, place, np.asarray(array).__getitem__
+        ),
+        state,
+        places,
+    )
 
 
 def keep_placed(state: Tree, mesh: Mesh | None) -> Tree:
     """Say inside a compiled step that a state lies where `place_state` put it."""
     if mesh is None:
         return state
-    return jax.lax.with_sharding_constraint(state, _places(state, mesh))
+    return jax.lax.with_sharding_constraint(state, state_places(state, mesh))
 
 
-def _places(state: Any, mesh: Mesh) -> Any:
+def state_places(state: Any, mesh: Mesh) -> Any:
+    """Return the sharding of each array of a state, or of each shape.
+
+    Raises:
+        ValueError: an axis of the mesh does not divide an array's.
+    """
     names = jax.tree_util.tree_map_with_path(lambda p, _: parameter_name(p), state)
     return shardings(state, names, mesh)

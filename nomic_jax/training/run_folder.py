@@ -13,11 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nomic_jax import hosts
+from nomic_jax.config import differing_fields
 from nomic_jax.storage import (
     exists,
     is_remote,
     join,
     local_path,
+    name_of,
     read_bytes,
     read_json,
     sizes,
@@ -35,25 +38,12 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def differing_fields(
-    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
-) -> list[str]:
-    """List the fields in which two resolved configs differ, with both values."""
-    found = []
-    for name in sorted({*old, *new}):
-        mine, theirs = old.get(name), new.get(name)
-        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
-            found += differing_fields(mine, theirs, f"{prefix}{name}.")
-        elif mine != theirs:
-            found.append(f"{prefix}{name} was {mine!r} and is {theirs!r}")
-    return found
-
-
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
     """The folder of one stage, opened for one resolved config."""
 
     place: str  # absolute, or a URL
+    writes: bool = True  # whether this host is the one that writes into it
 
     @classmethod
     def open(
@@ -74,7 +64,7 @@ class RunFolder:
         if write:
             found = {"hash": config_hash(config), "stage": config}
             write_json(join(place, "config.json"), found)
-        return cls(place)
+        return cls(place, write)
 
     @staticmethod
     def check(folder: str | Path, config: Mapping[str, Any]) -> None:
@@ -102,7 +92,8 @@ class RunFolder:
         that is resumed needs the stores it began with.
 
         Raises:
-            ValueError: a store was added, taken away or prepared anew since.
+            ValueError: a store was added, taken away or prepared anew since, or the
+                hosts see different ones.
         """
         file = join(self.place, "stores.json")
         found = {
@@ -112,22 +103,15 @@ class RunFolder:
             }
             for name, store in stores.items()
         }
+        hosts.agree(f"stores of {name_of(self.place)}", found)
         if not exists(file):
-            write_json(file, found)
+            if self.writes:
+                write_json(file, found)
         elif changed := differing_fields(read_json(file), found):
             raise ValueError(
                 f"{self.place} was trained on other stores: {'; '.join(changed)}; give "
                 "it the ones it began with, or begin in another --out"
             )
-
-    @property
-    def path(self) -> Path:
-        """The local folder.
-
-        Raises:
-            ValueError: it is a URL.
-        """
-        return local_path(self.place)
 
     @property
     def config(self) -> Mapping[str, Any]:

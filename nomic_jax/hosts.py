@@ -1,0 +1,192 @@
+"""Several hosts in one run: how they find each other, agree, and wait for the first.
+
+JAX's multi-controller runtime is the engine: every host runs the same program. What is
+said here goes through its key-value service, not over the devices, so that hosts whose
+packages differ can still say so, and one that never comes is named after a while.
+"""
+
+import importlib.metadata
+import itertools
+import json
+import platform
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+
+# The service has no public name; Orbax and Flax take it from here as well.
+from jax._src import distributed
+
+from nomic_jax.config import differing_fields
+
+HEARTBEAT_SECONDS = 25  # without a sign of a host, after which JAX ends the others
+AGREE_SECONDS = 300.0  # for all hosts to come to the same place
+POLL_SECONDS = 5.0  # between looks at Ctrl-C while a host waits
+PACKAGES = ("nomic-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+Json = TypeVar("Json")
+
+_calls = itertools.count()  # the same on all hosts, which make the same calls
+
+
+def start(coordinator: str = "", hosts: int = 0, host: int = -1) -> None:
+    """Join the hosts of a run; on one machine alone this does nothing.
+
+    Without arguments, Cloud TPU, GKE, SLURM and Open MPI are found from their
+    environment, as `jax.distributed.initialize` does. To be called before anything is
+    computed.
+
+    Args:
+        coordinator: `ADDRESS:PORT` of the first host, any free port.
+        hosts: how many there are; 1: this one alone, whatever the environment says.
+        host: this one's number, from 0.
+
+    Raises:
+        ValueError: only some of the arguments are given, or they do not fit.
+        RuntimeError: the hosts did not find one another in time.
+    """
+    if hosts == 1 and not coordinator:
+        return
+    given = bool(coordinator), hosts > 0, host >= 0
+    if any(given) and not all(given):
+        raise ValueError(
+            f"coordinator={coordinator!r}, hosts={hosts}, host={host}: give all three "
+            "(ADDRESS:PORT of the first host, their number, this one's from 0), or "
+            "none where Cloud TPU, GKE, SLURM or Open MPI says them"
+        )
+    if all(given) and not (host < hosts and coordinator.rpartition(":")[2].isdecimal()):
+        raise ValueError(
+            f"coordinator={coordinator!r}, hosts={hosts}, host={host}: the first is "
+            "ADDRESS:PORT, and hosts are numbered from 0"
+        )
+    if jax.config.values["jax_platforms"] == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    where: dict[str, Any] = {}
+    if all(given):
+        where = {
+            "coordinator_address": coordinator,
+            "num_processes": hosts,
+            "process_id": host,
+            "cluster_detection_method": "deactivate",
+        }
+    try:
+        jax.distributed.initialize(
+            **where,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except ValueError as error:
+        # So JAX says that no environment it knows is there: this machine is alone.
+        if "coordinator_address" not in str(error):
+            raise
+
+
+def count() -> int:
+    """Return the number of hosts, without waking the devices."""
+    return distributed.global_state.num_processes or 1
+
+
+def number() -> int:
+    """Return this host's number, from 0."""
+    return distributed.global_state.process_id or 0
+
+
+def is_first() -> bool:
+    """Say whether this host is the one that writes what all share."""
+    return number() == 0
+
+
+def agree(what: str, facts: Mapping[str, Any], seconds: float = AGREE_SECONDS) -> None:
+    """Refuse to go on where a host differs from the first one.
+
+    All hosts call it, in the same order. None of their devices takes part.
+
+    Args:
+        what: they are facts about.
+        facts: plain values; nested mappings are compared field by field.
+        seconds: to wait for all hosts.
+
+    Raises:
+        ValueError: on every host, with the hosts that differ, or did not come, and the
+            fields.
+    """
+    if count() == 1:
+        return
+    client, key = _client(), f"nomic_jax/{next(_calls)} {what}"
+    client.key_value_set(f"{key}/{number()}", json.dumps(facts))
+    missing = None
+    try:
+        client.wait_at_barrier(key, int(seconds * 1000))
+    except jax.errors.JaxRuntimeError as error:
+        missing = error
+    said = {
+        int(key.rpartition("/")[2]): json.loads(value)
+        for key, value in client.key_value_dir_get(f"{key}/")
+    }
+    absent = [str(host) for host in range(count()) if host not in said]
+    if missing is not None:
+        raise ValueError(
+            f"{what}: host {', '.join(absent) or '?'} of {count()} did not come within "
+            f"{seconds:g} s; see its own output"
+        ) from missing
+    problems = []
+    for host in sorted(said):
+        words = f"{{}} is {{!r}} on host 0 and {{!r}} on host {host}"
+        problems += differing_fields(said[0], said[host], words=words)
+    if problems:
+        raise ValueError(
+            f"{what}: {'; '.join(problems)}; make them equal, then start all hosts "
+            "again"
+        )
+
+
+def from_first(what: str, work: Callable[[], Json]) -> Json:
+    """Let the first host do something and give all hosts its result.
+
+    All hosts call it, in the same order; the others wait as long as it takes. If the
+    first one dies meanwhile, JAX ends them.
+
+    Args:
+        what: is done.
+        work: returns what JSON can hold.
+
+    Raises:
+        ValueError: on every host, where `work` raised it on the first.
+    """
+    if count() == 1:
+        return work()
+    client, key = _client(), f"nomic_jax/{next(_calls)} {what}"
+    if is_first():
+        try:
+            result = work()
+        except ValueError as error:
+            client.key_value_set(key, json.dumps({"error": str(error)}))
+            raise
+        client.key_value_set(key, json.dumps({"result": result}))
+        return result
+    answer = json.loads(_waited_for(client, key))
+    if "error" in answer:
+        raise ValueError(answer["error"])
+    return answer["result"]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide numbers."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found}
+
+
+def _waited_for(client: Any, key: str) -> str:
+    """Return a key's value when it is there, with a look at Ctrl-C now and then."""
+    while True:
+        try:
+            return client.blocking_key_value_get(key, int(POLL_SECONDS * 1000))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+
+
+def _client() -> Any:
+    client = distributed.global_state.client
+    assert client is not None, "hosts.start() joins the hosts"
+    return client
