@@ -6,6 +6,11 @@ from typing import Any
 
 from nomic_jax.config import nearest
 from nomic_jax.stages import Stage
+from nomic_jax.training.accumulation import (
+    asks_for_accumulation,
+    instead_of_accumulation,
+)
+from nomic_jax.training.contrastive import ContrastiveStage
 
 
 def override(stages: Sequence[Stage], arguments: Sequence[str]) -> tuple[Stage, ...]:
@@ -37,6 +42,13 @@ def override(stages: Sequence[Stage], arguments: Sequence[str]) -> tuple[Stage, 
             hits = [name]
         else:
             hits = [f"{stage}.{name}" for stage, its in fields.items() if name in its]
+        if not hits and asks_for_accumulation(name):
+            meant = [s for s in stages if s.name == first] or stages
+            contrastive = any(isinstance(stage, ContrastiveStage) for stage in meant)
+            raise ValueError(
+                f"no stage has a field {name!r}: "
+                + instead_of_accumulation(contrastive=contrastive)
+            )
         if not hits:
             known = {path for its in fields.values() for path in its}
             known |= {
@@ -85,5 +97,8 @@ def _field_paths(section: Any, prefix: str = "") -> Iterator[str]:
         value = getattr(section, field.name)
         if dataclasses.is_dataclass(value):
             yield from _field_paths(value, f"{prefix}{field.name}.")
+        elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+            for number, each in enumerate(value):
+                yield from _field_paths(each, f"{prefix}{field.name}.{number}.")
         elif prefix:  # a stage's own name is not to be set
             yield prefix + field.name

@@ -40,8 +40,10 @@ from nomic_jax.training.checkpoints import check_checkpoints_place
 from nomic_jax.training.contrastive import (
     ContrastiveStage,
     pair_batches,
+    stage_embedding,
     train_contrastive,
 )
+from nomic_jax.training.frozen import check_tokenizer
 from nomic_jax.training.mlm import MlmStage, fresh_model, mlm_batches, train_mlm
 from nomic_jax.training.run_folder import RunFolder
 
@@ -63,10 +65,8 @@ def run(stages: Sequence[Stage], out: str | Path) -> None:
     check_out(out)
     check_checkpoints_place(out)
     resolved = resolve(stages)
-    hosts.agree(
-        "config and packages",
-        {"config": {**resolved}, "versions": hosts.versions()},
-    )
+    facts = {"config": resolved, "versions": hosts.versions()}
+    hosts.agree("config and packages", facts)
     for name, config in resolved.items():
         RunFolder.check(join(out, name), config)
     missing = [name for name in resolved if not exists(join(out, name, "config.json"))]
@@ -86,13 +86,12 @@ def run(stages: Sequence[Stage], out: str | Path) -> None:
             carried = _prepared(stage, folder)
             _check_stores(stages, carried.tokenizer, out)
             continue
+        begins = carried is None
         if isinstance(stage, ContrastiveStage) and stage.start.model:
             carried = _from_model(stage, carried)
-            _check_stores([stage], carried.tokenizer, out)
-            label = f"before {stage.name}"
-            carried = measured(carried, label, folder, "evaluation_before.json")
         elif carried is None:
             carried = _from_stores(stage)
+        if begins:
             _check_stores(stages, carried.tokenizer, out)
         if isinstance(stage, MlmStage):
             carried = _trained_mlm(stage, carried, folder, out)
@@ -110,13 +109,23 @@ def _stores(place: str, kind: str, out: str) -> dict[str, Store]:
 
 
 def _check_stores(stages: Sequence[Stage], tokenizer: TextTokenizer, out: str) -> None:
-    """Refuse stores that do not fit now, not when the stages before have run."""
+    """Refuse what does not fit now, not when the stages before have run.
+
+    Raises:
+        ValueError: a stage's stores do not fit it, or a guide or teacher has another
+            tokenizer than the model that it helps to train.
+    """
     mines = {stage.name: stage for stage in stages if isinstance(stage, MineStage)}
     for stage in stages:
         if isinstance(stage, MlmStage):
             stores = _stores(stage.data.stores, TEXT, out)
             mlm_batches(stage, stores, tokenizer)
         elif isinstance(stage, ContrastiveStage):
+            if stage.start.model:
+                tokenizer = _tokenizer_of(stage.start.model)
+            for section, named in _frozen_models(stage).items():
+                digest = _tokenizer_of(named).digest
+                check_tokenizer(section, named, digest, tokenizer.digest)
             # Mining keeps the pairs it is given, and adds the negatives.
             data = stage.data
             while data.stores in mines:
@@ -146,12 +155,10 @@ def _finished(carried: Carried, names: Sequence[str], out: str) -> None:
 
 def _prepared(stage: PrepareStage, folder: RunFolder) -> Carried:
     def work() -> None:
-        given = stage.data.tokenizer
         if is_prepared(folder.place):
             return
-        tokenizer = None
-        if given:
-            tokenizer = TextTokenizer.from_folder(resolve_model(given, weights=False))
+        given = stage.data.tokenizer
+        tokenizer = _tokenizer_of(given) if given else None
         with written_here(folder.place, last=SOURCES) as path:
             prepare(stage.data, path, tokenizer=tokenizer)
 
@@ -165,6 +172,15 @@ def _from_stores(stage: Stage) -> Carried:
     assert isinstance(stage, MlmStage), "check_stages puts prepare or mlm first"
     open_stores(stage.data.stores)  # says what is missing, if anything is
     return Carried(_tokenizer_in(stage.data.stores), held_out=())
+
+
+def _tokenizer_of(model: str) -> TextTokenizer:
+    return TextTokenizer.from_folder(resolve_model(model, weights=False))
+
+
+def _frozen_models(stage: ContrastiveStage) -> dict[str, str]:
+    named = {"guide": stage.guide.model, "teacher": stage.teacher.model}
+    return {section: named[section] for section in named if named[section]}
 
 
 def _tokenizer_in(folder: str) -> TextTokenizer:
@@ -208,8 +224,18 @@ def _trained_mlm(
 def _trained_contrastive(
     stage: ContrastiveStage, carried: Carried, folder: RunFolder, out: str
 ) -> Carried:
+    if stage.start.model:
+        label = f"before {stage.name}"
+        carried = measured(carried, label, folder, "evaluation_before.json")
     stores = _stores(stage.data.stores, PAIRS, out)
     embedder = carried.embedder
+    trained = dataclasses.replace(
+        carried, embedding=stage_embedding(stage, embedder.config)
+    )
+    frozen = {
+        section: Embedder.from_pretrained(named)
+        for section, named in _frozen_models(stage).items()
+    }
     model = train_contrastive(
         stage,
         embedder.model,
@@ -217,9 +243,10 @@ def _trained_contrastive(
         embedder.config,
         stores,
         folder,
-        evaluate=while_training(carried) if carried.held_out else None,
+        evaluate=while_training(trained) if carried.held_out else None,
+        **{section: (other.model, other.config) for section, other in frozen.items()},
     )
-    carried = dataclasses.replace(carried, model=on_own_devices(model))
+    carried = dataclasses.replace(trained, model=on_own_devices(model))
     return measured(carried, f"after {stage.name}", folder)
 
 

@@ -15,6 +15,10 @@ from typing import Any, TypeAlias
 from nomic_jax.config import nearest
 from nomic_jax.curation.mining import MineStage
 from nomic_jax.store.corpus import PrepareStage
+from nomic_jax.training.accumulation import (
+    asks_for_accumulation,
+    instead_of_accumulation,
+)
 from nomic_jax.training.contrastive import ContrastiveStage
 from nomic_jax.training.mlm import MlmStage
 from nomic_jax.training.run_folder import config_hash
@@ -49,7 +53,10 @@ def load_stages(path: Path) -> tuple[Stage, ...]:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         place = f"{path}:{lines[-1]}" if lines else path
-        raise ValueError(f"{place}: {type(error).__name__}: {error}") from error
+        said = f"{place}: {type(error).__name__}: {error}"
+        if isinstance(error, TypeError) and asks_for_accumulation(str(error)):
+            said += f"; {instead_of_accumulation(contrastive=True)}"
+        raise ValueError(said) from error
     stages = getattr(module, "stages", None)
     if not isinstance(stages, tuple):
         raise ValueError(f"{path} must define `stages`, a tuple of stages")

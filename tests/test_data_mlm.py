@@ -214,7 +214,7 @@ def test_what_does_not_fit_the_rows_is_refused(tmp_path):
     good = batches({"text": store})
     for sizes, said in (
         ({"txet": 23}, "'txet' is scheduled and has no store"),
-        ({"text": 99}, "scheduled with 99 records, its store has 23"),
+        ({"text": 99}, "scheduled with 99 records, its store has only 23"),
     ):
         schedule = Schedule.over(sizes, batch_size=8, seed=0)
         with pytest.raises(ValueError, match=said):

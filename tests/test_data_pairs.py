@@ -258,7 +258,7 @@ def test_schedules_of_other_stores_are_refused():
     batches = make()
     for sizes, said in (
         ({"wrods": 64}, "'wrods' is scheduled and has no store"),
-        ({"words": 99}, "scheduled with 99 records, its store has 64"),
+        ({"words": 99}, "scheduled with 99 records, its store has only 64"),
     ):
         schedule = Schedule.over(sizes, batch_size=BATCH, seed=0)
         with pytest.raises(ValueError, match=said):

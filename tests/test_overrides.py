@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from nomic_jax.data.listed import PairSourceConfig
 from nomic_jax.overrides import override
 from nomic_jax.store.corpus import PrepareConfig, PrepareStage
 from nomic_jax.training.contrastive import ContrastiveStage, PairData
@@ -95,6 +96,33 @@ def test_an_unknown_field_names_the_nearest(name, hint):
         overridden(f"--{name}", "1")
     assert f"no stage has a field {name!r}" in str(caught.value)
     assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "contrastive"),
+    [
+        ("train.gradient_accumulation_steps", True),
+        ("pretrain.train.accumulate-steps", True),
+        ("mlm.train.gradient_accumulation_steps", False),
+        ("accum", True),
+    ],
+)
+def test_accumulation_is_refused_with_what_to_set_instead(option, contrastive):
+    with pytest.raises(ValueError, match="set memory.tokens_at_once to") as caught:
+        overridden(f"--{option}", "4")
+    said = str(caught.value)
+    assert ("compares each query with all documents" in said) == contrastive
+    assert "\n" not in said
+
+
+def test_a_listed_source_is_set_by_its_number():
+    listed = tuple(PairSourceConfig(name, "", "", 9) for name in ("one", "two"))
+    data = dataclasses.replace(STAGES[2].data, sources=listed)
+    stages = [dataclasses.replace(STAGES[2], data=data)]
+    (found,) = override(stages, ["--data.sources.1.pairs", "5"])
+    assert [source.pairs for source in found.data.sources] == [9, 5]
+    with pytest.raises(ValueError, match=r"'data\.sources\.2\.pairs': did you mean"):
+        override(stages, ["--data.sources.2.pairs", "5"])
 
 
 def test_what_is_no_option_is_refused():

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from nomic_jax.embedder import Embedder
 from nomic_jax.overrides import override
 from nomic_jax.recipe import run
 from nomic_jax.stages import load_stages
+from nomic_jax.training.run_folder import read_metrics
 from nomic_jax.verify import check_fingerprint
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
@@ -130,29 +132,69 @@ def test_an_interrupted_run_ends_with_the_uninterrupted_parameters(
     assert (tmp_path / weights).read_bytes() == (finished / weights).read_bytes()
 
 
-@pytest.mark.slow
-def test_four_devices_in_microbatches_train_as_one_does(finished, pairs, tmp_path):
-    arguments = ["--config", str(QUICKSTART), "--out", str(tmp_path / "out"), *SMALL]
-    arguments += [
-        f"--data.pairs={pairs}",
-        "--mesh.fsdp=2",
-        "--memory.tokens_at_once=64",
-    ]
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def on_two_hosts(out, pairs, *first, second=()):
+    """Run train.py as two hosts of two devices: statuses, and what they printed."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
-    root = QUICKSTART.parents[1]
-    command = [sys.executable, str(root / "train.py"), *arguments]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    root, port = QUICKSTART.parents[1], free_port()
+    command = [sys.executable, root / "train.py", "--config", QUICKSTART, "--out", out]
+    command += [*SMALL, f"--data.pairs={pairs}", *first, "--hosts=2"]
+    command += [f"--coordinator=localhost:{port}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [
+        subprocess.Popen([*command, f"--host={host}", *own], env=environment, **pipes)
+        for host, own in enumerate([(), second])
+    ]
+    try:
+        said = [process.communicate(timeout=500) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, *text) for p, text in zip(processes, said, strict=True)]
+
+
+@pytest.mark.slow
+def test_two_hosts_of_two_devices_in_microbatches_train_as_one_device_does(
+    finished, pairs, tmp_path
+):
+    cut = ["--mesh.fsdp=2", "--memory.tokens_at_once=64", "--train.evaluate_every=2"]
+    found = on_two_hosts(tmp_path / "two", pairs, *cut)
+    assert [status for status, *_ in found] == [0, 0], found
+    # The first one speaks for both.
+    assert "nDCG@10" in found[0][1] and "nDCG@10" not in found[1][1]
     for stage in ("mlm", "pretrain", "finetune"):
-        one, four = (
-            json.loads((out / stage / "metrics.jsonl").read_text().splitlines()[-1])
-            for out in (finished, tmp_path / "out")
+        one, two = (
+            read_metrics(out / stage / "metrics.jsonl")
+            for out in (finished, tmp_path / "two")
         )
         # Four steps of float32 sums in another order.
-        assert four["loss"] == pytest.approx(one["loss"], rel=1e-5), stage
-        assert four["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)
+        assert two[-1]["loss"] == pytest.approx(one[-1]["loss"], rel=1e-5), stage
+        norm = one[-1]["gradient_norm"]
+        assert two[-1]["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+        assert "evaluation/pairs/ndcg@10" in two[-1]
+        files = [
+            out / stage / "evaluation.json" for out in (finished, tmp_path / "two")
+        ]
+        figures = [json.loads(file.read_text())["pairs"]["ndcg@10"] for file in files]
+        assert figures[0] == pytest.approx(figures[1], abs=0.05)  # ties may turn
+    assert Embedder.from_pretrained(tmp_path / "two" / "model")
+
+
+@pytest.mark.slow
+def test_hosts_with_different_configs_all_end_with_what_differs(pairs, tmp_path):
+    out = tmp_path / "two"
+    for status, _, errors in on_two_hosts(out, pairs, second=["--train.seed=1"]):
+        assert status == 2, errors
+        assert "config.mlm.train.seed is 0 on host 0 and 1 on host 1" in errors
+    assert not out.exists()
 
 
 def test_a_model_from_elsewhere_is_trained_on(finished, pairs, tmp_path):
@@ -161,6 +203,9 @@ def test_a_model_from_elsewhere_is_trained_on(finished, pairs, tmp_path):
         pairs,
         f"--data.tokenizer={model}",
         f"--pretrain.start.model={model}",
+        f"--pretrain.guide.model={model}",
+        f"--pretrain.teacher.model={model}",
+        "--pretrain.loss.false_negative_margin=0.9",
         "--pretrain.optimizer.learning_rate=0",
     )
     run((found[0], found[2]), tmp_path / "out")
@@ -175,6 +220,10 @@ def test_a_model_from_elsewhere_is_trained_on(finished, pairs, tmp_path):
         for file in ("evaluation_before.json", "evaluation.json")
     ]
     assert figures[0] == figures[1]
+    # A teacher that is the student has nothing to teach: the divergence is 0, but for
+    # the rounding of logits of 20 in float32.
+    line = read_metrics(tmp_path / "out" / "pretrain" / "metrics.jsonl")[0]
+    assert line["distillation"] == pytest.approx(0, abs=1e-5)
     too_long = stages(
         pairs,
         f"--data.tokenizer={model}",
@@ -183,6 +232,16 @@ def test_a_model_from_elsewhere_is_trained_on(finished, pairs, tmp_path):
     )
     with pytest.raises(ValueError, match="texts of 999 tokens, .*trained on up to 128"):
         run((too_long[0], too_long[2]), tmp_path / "long")
+
+
+def test_a_guide_with_another_tokenizer_is_refused_before_anything_is_trained(
+    finished, pairs, tmp_path
+):
+    options = ["--data.vocab_size=300", f"--finetune.guide.model={finished}/model"]
+    options += ["--finetune.loss.false_negative_margin=0"]
+    with pytest.raises(ValueError, match=r"guide\.model=.* has tokenizer"):
+        run(stages(pairs, *options), tmp_path)
+    assert not (tmp_path / "mlm").exists()
 
 
 def test_the_best_checkpoint_by_retrieval_is_kept(pairs, tmp_path):

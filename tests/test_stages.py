@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from nomic_jax.curation.mining import MineData, MineStage, Mining
+from nomic_jax.data.listed import PairSourceConfig
 from nomic_jax.stages import check_stages, load_stages
 from nomic_jax.store.corpus import PrepareConfig, PrepareStage
 from nomic_jax.training.contrastive import ContrastiveStage, PairData, StartConfig
@@ -40,6 +41,8 @@ PRETRAIN = ContrastiveStage(
 MINE = MineStage(
     name="mine", data=MineData(stage="prepare"), mining=Mining(count=3, pool=5)
 )
+
+SOURCE = PairSourceConfig("words", "", "", 9)
 
 
 def change(stage, /, **fields):
@@ -145,6 +148,11 @@ def test_a_missing_config_names_the_nearest(tmp_path):
             "broken.py:2: TypeError: .*saev_every",
         ),
         (
+            "from nomic_jax.training.loop import LoopConfig\n"
+            "LoopConfig(steps=1, batch_size=1, seed=0, accumulation=2)",
+            "broken.py:2: .*accumulation.*set memory.tokens_at_once .* all documents",
+        ),
+        (
             "from nomic_jax.training.loop import LoopConfig\n\n"
             "LoopConfig(steps=0, batch_size=1, seed=0)",
             "broken.py:3: ValueError: steps=0 must be at least 1",
@@ -167,6 +175,7 @@ def test_a_broken_config_file_is_named_with_its_line(tmp_path, text, message):
         (lambda: dataclasses.replace(LOOP, keep=0), "keep=0"),
         (lambda: change(PRETRAIN, query_length=2), "query_length=2"),
         (lambda: change(PRETRAIN, num_negatives=-1), "num_negatives=-1"),
+        (lambda: change(PRETRAIN, sources=(SOURCE,) * 2), "listed twice: words"),
         (lambda: ContrastiveLoss(temperature=0.0), "temperature=0.0"),
         (lambda: Mining(count=21), "count=21 negatives .* pool=20"),
         (lambda: Mining(count=1, margin=1.5), "margin=1.5"),

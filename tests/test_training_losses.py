@@ -5,10 +5,10 @@ import pytest
 
 from nomic_jax.training.losses import (
     ContrastiveLoss,
+    bounded_log_scale,
     contrastive_loss,
     info_nce,
     mlm_cross_entropy,
-    scale_of,
 )
 
 
@@ -290,28 +290,28 @@ def test_a_tiny_loss_at_a_scale_of_100_keeps_its_digits(negative):
     assert float(alone) == pytest.approx(losses[0], rel=3e-5)
 
 
-def test_a_learned_scale_ends_at_its_maximum_where_the_gradient_is_zero():
-    for log_scale in (0.0, 3.0, float(np.log(99.0))):
-        value, slope = jax.value_and_grad(scale_of)(jnp.float32(log_scale), 100.0)
-        assert float(value) == pytest.approx(np.exp(log_scale), rel=1e-6)  # an ulp
-        assert float(slope) == float(value)
-    for log_scale in (np.log(101.0), 1e4):
-        value, slope = jax.value_and_grad(scale_of)(jnp.float32(log_scale), 100.0)
-        assert float(value) == pytest.approx(100, rel=1e-6)
-        assert float(slope) == 0.0
+def test_a_learned_scale_is_set_back_to_its_maximum_and_no_further():
+    bound = np.float32(np.log(100.0))
+    for log_scale, kept in ((-1.0, -1.0), (4.6, 4.6), (4.7, bound), (1e4, bound)):
+        assert bounded_log_scale(jnp.float32(log_scale), 100.0) == np.float32(kept)
 
 
-def test_a_learned_scale_is_the_one_that_counts():
+def test_a_learned_scale_is_the_one_that_counts_and_has_a_gradient_everywhere():
     query, document = jnp.array(vectors(0, 4)), jnp.array(vectors(1, 8))
     config = ContrastiveLoss(learned_scale=True, max_scale=60.0)
-    for scale, used in ((10.0, 10.0), (90.0, 60.0)):
-        loss, metrics = contrastive_loss(
-            query, document, config, log_scale=jnp.log(jnp.float32(scale))
-        )
-        expected, _ = info_nce(query, document, scale=used)
+
+    def of(log_scale):
+        return contrastive_loss(query, document, config, log_scale=log_scale)
+
+    for scale in (10.0, 60.0, 90.0):
+        log_scale = jnp.log(jnp.float32(scale))
+        (loss, metrics), slope = jax.value_and_grad(of, has_aux=True)(log_scale)
+        expected, _ = info_nce(query, document, scale=scale)
         # exp(log(scale)) errs by a few ulp.
         assert float(loss) == pytest.approx(float(expected), rel=1e-5)
-        assert float(metrics["scale"]) == pytest.approx(used, rel=1e-6)
+        assert float(metrics["scale"]) == pytest.approx(scale, rel=1e-6)
+        # At random these pairs are told apart better by a smaller scale.
+        assert float(slope) > 0.1
 
 
 @pytest.mark.parametrize(
@@ -319,6 +319,7 @@ def test_a_learned_scale_is_the_one_that_counts():
     [
         ({"temperature": 0.0}, "temperature=0.0 must be positive"),
         ({"learned_scale": True, "max_scale": 40.0}, "max_scale=40.0 is below"),
+        ({"max_scale": 50.0}, "max_scale bounds a learned scale; set learned_scale"),
         ({"false_negative_margin": 1.0}, "above -1 and below 1"),
         ({"relative_margin": True}, "relative_margin needs false_negative_margin"),
         ({"matryoshka_dims": (8, 8)}, r"\(8, 8\) must be different"),

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from nomic_jax.training.distillation import (
+    TeacherConfig,
+    distillation_loss,
     embedding_mse,
     similarity_kl,
     similarity_mse,
@@ -88,6 +90,37 @@ def test_the_loss_and_its_gradients_equal_torch(name, nested, group):
     for mine, leaf in zip(gradients, made, strict=True):
         gradient = leaf.grad.numpy()
         np.testing.assert_allclose(mine, gradient, atol=2e-5 * np.abs(gradient).max())
+
+
+@pytest.mark.parametrize("block_size", [None, 1, 7])
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_stages_distillation_is_the_nested_loss_in_blocks_or_not(kind, block_size):
+    *student, teacher_query, teacher_document = case(0, 2)
+
+    def nested(query, document):
+        def loss(query, document):
+            return LOSSES[kind][0](query, document, teacher_query, teacher_document)
+
+        return matryoshka_loss(loss, query, document, **NESTED)[0]
+
+    def in_blocks(query, document):
+        # Temperatures are of the divergence alone.
+        told = {"temperature": 0.05} if kind == "kl" else {}
+        return distillation_loss(
+            query,
+            document,
+            (teacher_query, teacher_document),
+            TeacherConfig(model="teacher", kind=kind, weight=3.0, **told),
+            block_size=block_size,
+            **NESTED,
+        )
+
+    expected, gradients = jax.value_and_grad(nested, argnums=(0, 1))(*student)
+    value, same = jax.value_and_grad(in_blocks, argnums=(0, 1))(*student)
+    # float32 sums of 5 queries and 10 documents in another order.
+    assert float(value) == pytest.approx(float(expected), rel=1e-6)
+    for one, two in zip(same, gradients, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5 * float(jnp.abs(two).max()))
 
 
 @pytest.mark.torch

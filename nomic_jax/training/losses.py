@@ -31,7 +31,7 @@ class ContrastiveLoss:
 
     temperature: float = 0.02  # similarities are divided by it; the published value
     learned_scale: bool = False  # 1 / temperature is only where the scale starts
-    max_scale: float = 100.0  # a learned scale ends there: CLIP, arXiv:2103.00020
+    max_scale: float = 100.0  # where steps set a learned scale back: arXiv:2103.00020
     both_directions: bool = False  # mean with choosing the query of each positive
     query_negatives: bool = False  # a query is told from the other queries too
     positive_negatives: bool = False  # and its positive from the other positives
@@ -50,6 +50,8 @@ class ContrastiveLoss:
         """
         if self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature} must be positive")
+        if not self.learned_scale and self.max_scale != ContrastiveLoss.max_scale:
+            raise ValueError("max_scale bounds a learned scale; set learned_scale too")
         if self.learned_scale and self.max_scale < 1 / self.temperature:
             raise ValueError(
                 f"max_scale={self.max_scale} is below the scale that training starts "
@@ -89,14 +91,16 @@ def mlm_cross_entropy(
     return jnp.sum(losses * weights), jnp.sum(weights, dtype=jnp.float32)
 
 
-def scale_of(log_scale: Float32[Array, ""], maximum: float) -> Float32[Array, ""]:
-    """Turn the trained logarithm into the scale of cosines, at most `maximum`.
+def bounded_log_scale(
+    log_scale: Float32[Array, ""], maximum: float
+) -> Float32[Array, ""]:
+    """Set the trained logarithm of a scale back to its bound, after an optimizer step.
 
-    Beyond the maximum the gradient is zero (Radford et al. 2021, arXiv:2103.00020,
-    section 2.5, where the maximum is 100).
+    The parameter itself is bounded, not its use in the loss: there the gradient would
+    vanish beyond the bound, and the scale never fall again (Radford et al. 2021,
+    arXiv:2103.00020, section 2.5, where the maximum is 100).
     """
-    bound = math.log(maximum)
-    return jnp.exp(jnp.where(log_scale <= bound, log_scale, bound))
+    return jnp.minimum(log_scale, math.log(maximum))
 
 
 def info_nce(
@@ -207,7 +211,7 @@ def contrastive_loss(
         )
     scale = jnp.float32(1 / config.temperature)
     if log_scale is not None:
-        scale = scale_of(log_scale, config.max_scale)
+        scale = jnp.exp(log_scale)
     losses, found = _by_dim(
         config, sides, scale=scale, limit=limit, dims=dims, axis=axis
     )

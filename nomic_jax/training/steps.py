@@ -15,23 +15,28 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int32, Key
 
-from nomic_jax.batch import MlmBatch, PairBatch, Tokens, as_pytree
+from nomic_jax.batch import MlmBatch, PairBatch, as_pytree
 from nomic_jax.config import EmbeddingConfig
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
-from nomic_jax.model.pooling import embed_packed
 from nomic_jax.sharding import REPEATED, constrain, over_data, shared
+from nomic_jax.training.distillation import TeacherConfig, distillation_loss
 from nomic_jax.training.finite import keep_if_finite
+from nomic_jax.training.frozen import Frozen, FrozenEncoder
 from nomic_jax.training.losses import (
     ContrastiveLoss,
+    bounded_log_scale,
     contrastive_loss,
     mlm_cross_entropy,
 )
 from nomic_jax.training.microbatches import in_microbatches
 from nomic_jax.training.placement import Placement, keep_placed
+from nomic_jax.training.vectors import pair_vectors, row_keys, row_numbers
 
 Metrics: TypeAlias = Mapping[str, Float32[Array, ""]]
-Objective: TypeAlias = Callable[[Any, Any, Key[Array, ""]], tuple[Any, Metrics]]
+# Of model, batch, key and, where there are any, the frozen encoders.
+Objective: TypeAlias = Callable[..., tuple[Any, Metrics]]
+Update: TypeAlias = Callable[..., tuple["TrainState", Metrics]]
 
 
 @as_pytree
@@ -55,27 +60,34 @@ def make_update(
     *,
     seed: int,
     mesh: Mesh | None = None,
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """Build the compiled step; it consumes the state it is given.
+    project: Callable[[Any], Any] | None = None,
+) -> Update:
+    """Build the compiled step of state and batch; it consumes the state it is given.
+
+    What is given after the batch reaches the objective after the key: frozen encoders
+    are arguments of the compiled step, not constants in it.
 
     A step whose loss or gradient is not finite changes nothing but the count of steps.
     The metrics hold `loss`, `gradient_norm`, `skipped` (1 for such a step) and what the
     objective reports.
 
     Args:
-        objective: of model, batch and key.
+        objective: of model, batch, key and what else the step is given.
         optimizer: what becomes of the gradient.
         seed: of the keys.
         mesh: over which the state lies and goes on lying.
+        project: puts the model the optimizer leaves back where it may be.
     """
 
-    def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    def update(state: TrainState, batch: Any, *frozen) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         (loss, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(
-            state.model, batch, key
+            state.model, batch, key, *frozen
         )
         changes, moments = optimizer.update(gradient, state.optimizer, state.model)
         model = optax.apply_updates(state.model, changes)
+        if project is not None:
+            model = project(model)
         norm = optax.tree.norm(gradient)
         (model, moments), skipped = keep_if_finite(
             (state.model, state.optimizer),
@@ -140,66 +152,88 @@ class BiEncoder:
         return cls(encoder, learned if loss.learned_scale else None)
 
 
+def bound_scale(loss: ContrastiveLoss) -> Callable[[BiEncoder], BiEncoder]:
+    """Return what sets a learned scale back to its maximum after a step."""
+
+    def project(model: BiEncoder) -> BiEncoder:
+        if model.log_scale is None:
+            return model
+        bounded = bounded_log_scale(model.log_scale, loss.max_scale)
+        return dataclasses.replace(model, log_scale=bounded)
+
+    return project
+
+
 def contrastive_objective(
     embedding: EmbeddingConfig,
     loss: ContrastiveLoss,
     placement: Placement = ONE_DEVICE,
+    *,
+    distillation: TeacherConfig | None = None,
 ) -> Objective:
     """A contrastive loss between the pooled queries and documents of a batch.
 
     However the rows are split, each query meets the documents of the whole batch: the
     embeddings of all microbatches and devices are gathered once, and each device then
-    computes the loss of a share of the queries.
+    computes the loss of a share of the queries. The objective's fourth argument holds
+    the frozen encoders; it may be left out where there is none.
+
+    Args:
+        embedding: of the trained encoder.
+        loss: of the pairs.
+        placement: the mesh, and the rows of a microbatch.
+        distillation: how the similarities of a teacher are learned, if there is one.
     """
 
-    def objective(model: BiEncoder, batch: PairBatch, key: Key[Array, ""]):
-        def vectors(encoder, texts, slots, numbers, key):
-            def one(rows):
-                texts, numbers = rows
-                hidden = encoder(texts.tokens, dropout_keys=row_keys(key, numbers))
-                return embed_packed(hidden, texts, embedding)
-
-            found = in_microbatches(one, (texts, numbers), most=placement.most_rows)
-            # Rows that microbatches added stand at the end.
-            width = found.shape[-1]
-            found = found.reshape(-1, *found.shape[2:])[: len(numbers)]  # B T D
-            found = found.reshape(len(slots), -1, width)
-            return jnp.take_along_axis(found, slots[..., None], axis=1)  # P C D
-
-        def of_pairs(query, document, ids, log_scale, axis=None):
-            return contrastive_loss(
+    def objective(
+        model: BiEncoder,
+        batch: PairBatch,
+        key: Key[Array, ""],
+        frozen: Frozen | None = None,
+    ):
+        def of_pairs(query, document, ids, log_scale, guided, taught, axis=None):
+            value, metrics = contrastive_loss(
                 query,
                 document,
                 loss,
                 document_ids=ids,
+                guide=guided,
                 log_scale=log_scale,
                 axis=axis,
             )
+            if taught is None or distillation is None:
+                return value, metrics
+            learned = distillation_loss(
+                query,
+                document,
+                taught,
+                distillation,
+                dims=loss.matryoshka_dims or (query.shape[1],),
+                weights=loss.weights,
+                block_size=loss.block_size,
+                axis=axis,
+            )
+            value += distillation.weight * learned
+            return value, {**metrics, "distillation": learned}
 
+        def vectors_of(frozen: FrozenEncoder | None):
+            if frozen is None:
+                return None
+            return pair_vectors(frozen.encoder, batch, frozen.embedding, placement)
+
+        frozen = frozen or Frozen()
         batch = jax.tree.map(jnp.asarray, batch)
         mesh = placement.mesh
-        everywhere = over_data(vectors, mesh, splits=(True, True, True, False))
-        numbers = row_numbers(batch.texts.tokens)
-        found = everywhere(model.encoder, batch.texts, batch.slots, numbers, key)
-        found = constrain(found.reshape(-1, found.shape[-1]), mesh, REPEATED)
+        vectors = pair_vectors(model.encoder, batch, embedding, placement, key)
         ids = constrain(jnp.asarray(batch.document_ids).reshape(-1, 2), mesh, REPEATED)
         value, metrics = shared(of_pairs, mesh)(
-            found[batch.query_places],
-            found[batch.document_places],
+            *vectors,
             ids[batch.document_places],
             model.log_scale,
+            vectors_of(frozen.guide),
+            vectors_of(frozen.teacher),
         )
         negatives = jnp.float32(len(batch.document_places) - 1)  # of each query
         return value, {**metrics, "negatives": negatives}
 
     return objective
-
-
-def row_numbers(tokens: Tokens) -> Int32[Array, " B"]:
-    """Number the rows of the global batch."""
-    return jnp.arange(tokens.ids.shape[0], dtype=jnp.int32)
-
-
-def row_keys(key: Key[Array, ""], numbers: Int32[Array, " B"]) -> Key[Array, " B"]:
-    """Give each row of the global batch a key of its own."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)

@@ -1,0 +1,69 @@
+"""The vectors of a batch's texts, by an encoder that is trained or by a frozen one.
+
+However the rows are split over microbatches and devices, the vectors of all of them are
+gathered once (gradient caching, Gao et al. 2021, arXiv:2101.06983, section 3.2).
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float32, Int32, Key
+
+from nomic_jax.batch import PairBatch, Tokens
+from nomic_jax.config import EmbeddingConfig
+from nomic_jax.model.encoder import NomicBert
+from nomic_jax.model.pooling import embed_packed
+from nomic_jax.sharding import REPEATED, constrain, over_data
+from nomic_jax.training.microbatches import in_microbatches
+from nomic_jax.training.placement import Placement
+
+
+def pair_vectors(
+    encoder: NomicBert,
+    batch: PairBatch,
+    embedding: EmbeddingConfig,
+    placement: Placement,
+    key: Key[Array, ""] | None = None,
+) -> tuple[Float32[Array, "Q D"], Float32[Array, "M D"]]:
+    """Embed the queries and documents of a batch at full width, not normalised.
+
+    Args:
+        encoder: whose parameters lie as the rules say.
+        batch: packed rows; on a mesh each device has its own.
+        embedding: how the encoder's hidden states become a vector.
+        placement: the mesh, and the rows of a microbatch.
+        key: of the step, for dropout; None leaves it off.
+
+    Returns:
+        Both sides, repeated on every device.
+    """
+
+    def of_rows(encoder, texts, slots, numbers, key):
+        def one(rows):
+            texts, numbers = rows
+            keys = None if key is None else row_keys(key, numbers)
+            hidden = encoder(texts.tokens, dropout_keys=keys)
+            return embed_packed(hidden, texts, embedding)
+
+        found = in_microbatches(one, (texts, numbers), most=placement.most_rows)
+        # Rows that microbatches added stand at the end.
+        width = found.shape[-1]
+        found = found.reshape(-1, *found.shape[2:])[: len(numbers)]  # B T D
+        found = found.reshape(len(slots), -1, width)
+        return jnp.take_along_axis(found, slots[..., None], axis=1)  # P C D
+
+    mesh = placement.mesh
+    everywhere = over_data(of_rows, mesh, splits=(True, True, True, False))
+    numbers = row_numbers(batch.texts.tokens)
+    found = everywhere(encoder, batch.texts, batch.slots, numbers, key)
+    found = constrain(found.reshape(-1, found.shape[-1]), mesh, REPEATED)
+    return found[batch.query_places], found[batch.document_places]
+
+
+def row_numbers(tokens: Tokens) -> Int32[Array, " B"]:
+    """Number the rows of the global batch."""
+    return jnp.arange(tokens.ids.shape[0], dtype=jnp.int32)
+
+
+def row_keys(key: Key[Array, ""], numbers: Int32[Array, " B"]) -> Key[Array, " B"]:
+    """Give each row of the global batch a key of its own."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)

@@ -1,0 +1,296 @@
+"""The published stages: their figures, and two steps of each at the smallest size."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+from store_pairs import pair_rule, pair_source, tokenizer
+
+from nomic_jax.checkpoints.folder import save_model
+from nomic_jax.config import PUBLISHED, PUBLISHED_EMBEDDINGS, padded_vocabulary
+from nomic_jax.embedder import Embedder
+from nomic_jax.model.encoder import NomicBert
+from nomic_jax.overrides import override
+from nomic_jax.recipe import run
+from nomic_jax.sources.jsonl import JsonLines, write_pairs, write_texts
+from nomic_jax.stages import check_stages, load_stages, resolve
+from nomic_jax.store.prepare import prepare_collection
+from nomic_jax.store.rules import RowRule
+from nomic_jax.store.store import open_stores
+from nomic_jax.training.contrastive import (
+    pair_batches,
+    stage_embedding,
+    train_contrastive,
+)
+from nomic_jax.training.mlm import fresh_model, train_mlm
+from nomic_jax.training.run_folder import RunFolder
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+CONTRASTIVE = ("contrastive_pretrain", "contrastive_finetune", "matryoshka_finetune")
+
+
+def stage(name):
+    (only,) = load_stages(CONFIGS / f"{name}.py")
+    check_stages([only])
+    assert resolve([only])[only.name]["kind"]
+    return only
+
+
+def test_the_mlm_is_that_of_the_paper():
+    mlm = stage("mlm")
+    published = PUBLISHED["nomic-bert-2048"]
+    assert mlm.model.config(vocab_size=30528, pad_token_id=0) == published
+    assert (mlm.train.steps, mlm.train.batch_size) == (100_000, 4096)
+    assert (mlm.data.row_length, mlm.data.mask_rate) == (2048, 0.3)
+    optimizer = mlm.optimizer
+    assert (optimizer.learning_rate, optimizer.weight_decay) == (5e-4, 1e-5)
+    assert (optimizer.beta1, optimizer.beta2, optimizer.epsilon) == (0.9, 0.98, 1e-6)
+    assert (optimizer.schedule, optimizer.warmup_steps) == ("linear", 6000)
+    assert optimizer.clip_norm == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "sources", "pairs", "batch_size", "steps", "length"),
+    [
+        ("contrastive_pretrain", 29, 234_553_344, 16_384, 14_316, 2048),
+        ("contrastive_finetune", 10, 1_692_672, 256, 6_612, 512),
+        ("matryoshka_finetune", 10, 1_692_672, 256, 6_612, 512),
+    ],
+)
+def test_an_epoch_of_pairs_is_that_of_the_papers_tables(
+    name, sources, pairs, batch_size, steps, length
+):
+    found = stage(name)
+    data = found.data
+    assert len(data.sources) == sources
+    # Every count is one of whole batches, as the tables' are.
+    assert all(source.pairs % batch_size == 0 for source in data.sources)
+    assert sum(source.pairs for source in data.sources) == pairs
+    assert (found.train.batch_size, found.train.steps) == (batch_size, steps)
+    assert (data.query_length, data.document_length) == (length, length)
+    assert (found.loss.temperature, found.train.seed) == (0.02, 42)
+    optimizer = found.optimizer
+    assert (optimizer.weight_decay, optimizer.clip_norm) == (0.01, 1.0)
+    assert (optimizer.beta1, optimizer.beta2, optimizer.epsilon) == (0.9, 0.999, 1e-8)
+
+
+def test_what_sets_the_contrastive_stages_apart_is_as_published():
+    pretrain, finetune, matryoshka = map(stage, CONTRASTIVE)
+    assert pretrain.start.model == "nomic-ai/nomic-bert-2048"
+    optimizer = pretrain.optimizer
+    assert (optimizer.learning_rate, optimizer.warmup_steps) == (2e-4, 700)
+    assert optimizer.schedule == "inverse_sqrt"
+    assert pretrain.data.num_negatives == 0
+    assert pretrain.memory.tokens_at_once == 64 * 2048
+
+    assert finetune.start.model == "nomic-ai/nomic-embed-text-v1-unsupervised"
+    optimizer = finetune.optimizer
+    assert (optimizer.learning_rate, optimizer.warmup_steps) == (2e-5, 400)
+    assert optimizer.schedule == "linear"
+    assert (finetune.data.num_negatives, finetune.data.negatives) == (7, "random")
+
+    published = PUBLISHED_EMBEDDINGS["nomic-embed-text-v1.5"]
+    assert matryoshka.embedding.layer_norm == published.layer_norm
+    assert matryoshka.loss.matryoshka_dims == published.matryoshka_dims
+    assert set(matryoshka.loss.weights) == {1.0}
+    # Else it is the fine-tuning of v1.
+    same = ("data", "optimizer", "train", "start")
+    assert all(getattr(matryoshka, s) == getattr(finetune, s) for s in same)
+
+
+def test_a_stage_leaves_the_embedding_that_it_trained():
+    v1 = PUBLISHED_EMBEDDINGS["nomic-embed-text-v1"]
+    published = PUBLISHED_EMBEDDINGS["nomic-embed-text-v1.5"]
+    assert stage_embedding(stage("matryoshka_finetune"), v1) == published
+    for name in CONTRASTIVE[:2]:
+        assert stage_embedding(stage(name), v1) == v1
+        assert stage_embedding(stage(name), published) == published
+
+
+SEARCH = ("search_query: ", "search_document: ")
+CLUSTERING = ("clustering: ", "clustering: ")
+CLASSIFICATION = ("classification: ", "classification: ")
+
+
+def test_each_kind_of_source_has_its_prefixes():
+    def by_prefixes(name):
+        kinds = {}
+        for source in stage(name).data.sources:
+            prefixes = (source.query_prefix, source.document_prefix)
+            kinds.setdefault(prefixes, {})[source.name] = source.pairs
+        return kinds
+
+    kinds = by_prefixes("contrastive_pretrain")
+    assert kinds[SEARCH] == {
+        "paq": 52_953_088,
+        "gooaq": 1_245_184,
+        "yahoo_title_answer": 262_144,
+        "amazonqa": 212_992,
+        "yahoo_title_question": 196_608,
+        "yahoo_qa": 131_072,
+        "eli5": 98_304,
+        "squad": 16_384,
+    }
+    assert kinds[CLUSTERING] == {
+        "reddit_title_body": 64_978_944,
+        "s2orc_title_abstract": 35_438_592,
+        "s2orc_citation_titles": 7_585_792,
+        "s2orc_abstract_citation": 7_503_872,
+        "s2orc_abstract_body": 6_389_760,
+        "codesearch": 835_584,
+        "stackexchange_duplicate_questions": 65_536,
+        "stackexchange_title_body": 65_536,
+        "stackexchange_body_body": 65_536,
+    }
+    assert kinds[CLASSIFICATION] == {
+        "amazon_reviews": 38_682_624,
+        "wikianswers": 9_912_320,
+        "wikipedia": 6_078_464,
+        "agnews": 409_600,
+        "ccnews": 344_064,
+        "npr": 344_064,
+        "cnn": 278_528,
+        "sentence_compression": 163_840,
+        "altlex": 98_304,
+        "wikihow": 81_920,
+        "simplewiki": 81_920,
+        "quora": 32_768,
+    }
+    kinds = by_prefixes("contrastive_finetune")
+    assert sorted(kinds[SEARCH].values()) == [69_888, 139_776, 169_728, 484_864]
+    assert kinds[CLUSTERING] == {"reddit": 199_680}
+    assert kinds[CLASSIFICATION] == {
+        "nli_triplets": 275_200,
+        "medi_wiki": 24_832,
+        "medi_stackexchange": 100_352,
+        "medi_flickr": 50_944,
+        "medi_supernli": 177_408,
+    }
+
+
+SMALL = "--train.steps=2 --train.batch_size=4 --train.workers=0".split()
+SHORT = "--data.query_length=32 --data.document_length=48".split()
+PAIRS = 8  # of each source
+
+
+@pytest.mark.slow
+def test_two_steps_of_the_mlm_train(tmp_path):
+    pairs = pair_source(200).pairs
+    write_texts(tmp_path / "wiki.jsonl", [pair.document for pair in pairs])
+    wiki = JsonLines.open(tmp_path / "wiki.jsonl", name="wikipedia")
+    stores = tmp_path / "stores"
+    prepare_collection([(wiki, RowRule(row_length=32))], tokenizer(), stores)
+    options = (
+        "--model.num_layers=1 --model.width=32 --model.num_heads=2 "
+        "--model.mlp_width=32 --model.trained_positions=32 --data.row_length=32 "
+        f"--memory.tokens_at_once=64 --data.stores={stores}"
+    ).split()
+    (small,) = override([stage("mlm")], [*SMALL, *options])
+    folder = RunFolder.open(tmp_path / "mlm", resolve([small])["mlm"])
+    model = fresh_model(small, tokenizer(), dtype="float32")
+    train_mlm(small, model, tokenizer(), open_stores(stores), folder)
+    assert losses(tmp_path / "mlm")
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A model folder with the published embedding and the widest of the dims."""
+    folder = tmp_path_factory.mktemp("models") / "nomic-embed-text-v1-unsupervised"
+    config = dataclasses.replace(
+        PUBLISHED["nomic-embed-text-v1"],
+        vocab_size=padded_vocabulary(tokenizer().size),
+        num_layers=1,
+        mlp_width=32,
+        trained_positions=48,
+    )
+    embedding = dataclasses.replace(
+        PUBLISHED_EMBEDDINGS["nomic-embed-text-v1"], max_length=48
+    )
+    model = NomicBert(config, rngs=nnx.Rngs(0))
+    save_model(model, config, embedding, tokenizer(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """A function from a config's name to tiny stores of the sources it lists."""
+    root = tmp_path_factory.mktemp("stores")
+
+    def make(name):
+        config = stage(name).data
+        folder = root / f"{len(config.sources)}"
+        planned = []
+        for number, source in enumerate(config.sources):
+            made = pair_source(
+                PAIRS, seed=number, num_negatives=config.num_negatives + 1
+            )
+            path = root / f"{source.name}.jsonl"
+            write_pairs(path, made.pairs)
+            rule = pair_rule(
+                query_prefix=source.query_prefix,
+                document_prefix=source.document_prefix,
+                query_length=32,
+                document_length=48,
+                num_negatives=config.num_negatives,
+            )
+            planned.append((JsonLines.open(path, name=source.name), rule))
+        if not folder.is_dir():
+            prepare_collection(planned, tokenizer(), folder)
+        return folder
+
+    return make
+
+
+def tiny(name, stores, start):
+    """Return a config's stage over tiny stores, by options of the command line."""
+    found = stage(name)
+    counts = [
+        f"--data.sources.{number}.pairs={PAIRS}"
+        for number in range(len(found.data.sources))
+    ]
+    options = [f"--data.stores={stores(name)}", f"--start.model={start}"]
+    if found.memory.tokens_at_once:
+        options.append("--memory.tokens_at_once=96")
+    (small,) = override([found], [*SMALL, *SHORT, *counts, *options])
+    return small
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONTRASTIVE[:2])
+def test_two_steps_of_a_contrastive_stage_train(name, stores, start, tmp_path):
+    small = tiny(name, stores, start)
+    folder = RunFolder.open(tmp_path / small.name, resolve([small])[small.name])
+    begun = Embedder.from_pretrained(start)
+    found = open_stores(small.data.stores)
+    train_contrastive(small, begun.model, tokenizer(), begun.config, found, folder)
+    assert losses(tmp_path / small.name)
+
+
+@pytest.mark.slow
+def test_a_matryoshka_run_begins_with_a_model_and_leaves_another(
+    stores, start, tmp_path
+):
+    small = tiny("matryoshka_finetune", stores, start)
+    run([small], tmp_path)
+    assert losses(tmp_path / small.name)
+    before, after = map(Embedder.from_pretrained, (start, tmp_path / "model"))
+    texts = ["the quick fox", "lazy dogs"]
+    found = [e.encode(texts, task="clustering") for e in (before, after)]
+    assert not np.array_equal(*found)
+
+
+def test_stores_of_other_numbers_of_pairs_are_refused(stores, start):
+    small = tiny("contrastive_finetune", stores, start)
+    listed = stage("contrastive_finetune").data.sources
+    data = dataclasses.replace(small.data, sources=listed)
+    published = dataclasses.replace(small, data=data)
+    with pytest.raises(ValueError, match="'msmaro' has 8 pairs, 484,864 are listed"):
+        pair_batches(published, open_stores(data.stores), tokenizer())
+
+
+def losses(folder):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if np.isfinite(line["loss"])]
