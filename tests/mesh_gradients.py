@@ -1,30 +1,35 @@
-"""Compute a step's loss and gradient on a mesh of forced CPU devices.
+"""Compute a step's loss and gradient on meshes of forced CPU devices.
 
-    python tests/mesh_gradients.py OUT DATA FSDP TENSOR
+    python tests/mesh_gradients.py OUT MESHES MOST [HOST PORT]
 
-The mesh is DATA x FSDP x TENSOR devices, as many as XLA_FLAGS forces. OUT.npz gets, for
-each objective and number of rows at once, the loss and the gradient of every parameter;
-OUT.json what the compiled steps move between devices, and the bytes of the parameters
-on one of them.
+A mesh is DATAxFSDPxTENSOR devices, the first of those that XLA_FLAGS forces; with a
+HOST, half of it is another process's. For each mesh, OUT.MESH.npz gets, for each
+objective and most rows at once (0: all), the loss and the gradient of every parameter;
+OUT.MESH.json what the compiled steps move between devices, and the bytes of the
+parameters on one of them. Meshes and rows come in lists, with commas between.
 """
 
 import json
+import math
 import re
 import sys
 
 import jax
 import numpy as np
 from flax import nnx
-from stored_pairs import random_store
+from stored_pairs import MemoryStore, random_store
 
+from nomic_jax import hosts
 from nomic_jax.config import EmbeddingConfig, ModelConfig
-from nomic_jax.data.mlm import Masking, corrupt
+from nomic_jax.data.mlm import Masking, MlmBatches
 from nomic_jax.data.pairs import PairBatches
 from nomic_jax.data.schedule import Schedule
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.sharding import (
+    REPEATED,
     MeshConfig,
+    host_share,
     make_mesh,
     put_batch,
     row_parts,
@@ -56,21 +61,37 @@ SHAPE = {
 LOSS = ContrastiveLoss(
     temperature=0.05, learned_scale=True, both_directions=True, matryoshka_dims=(32, 8)
 )
-MOST_ROWS = (None, 3)
 
 
-def mlm_case():
-    rows = np.random.default_rng(0).integers(5, 128, size=(16, 32), dtype=np.int32)
-    masking = Masking(
-        rate=0.3, mask_id=4, vocab_size=128, special_ids=(0, 1, 2, 3, 4), seed=0
+def mlm_case(mesh):
+    rng = np.random.default_rng(0)
+    rows = rng.integers(5, 128, size=(40, 2, 16), dtype=np.int32)
+    store = MemoryStore(
+        "rows",
+        [list(pieces) for pieces in rows],
+        query_length=0,
+        document_length=0,
+        kind="rows",
+        rule={"row_length": 32},
+    )
+    host, of_hosts = host_share(mesh)
+    batches = MlmBatches(
+        {store.name: store},
+        Schedule.over({store.name: 40}, batch_size=32, seed=0),
+        Masking(
+            rate=0.3, mask_id=4, vocab_size=128, special_ids=(0, 1, 2, 3, 4), seed=0
+        ),
+        row_length=32,
+        host=host,
+        hosts=of_hosts,
     )
     config = ModelConfig(**SHAPE, head="mlm")
-    batch = corrupt(rows, masking, step=0, row_numbers=range(16))
-    return lambda: MaskedLanguageModel(config, rngs=nnx.Rngs(0)), batch
+    return lambda: MaskedLanguageModel(config, rngs=nnx.Rngs(0)), batches(0).arrays
 
 
-def pair_case(parts):
+def pair_case(mesh):
     store = random_store(records=64, negatives=3, lengths=(12, 60))
+    host, of_hosts = host_share(mesh)
     batches = PairBatches(
         {store.name: store},
         Schedule.over({store.name: 64}, batch_size=16, seed=0),
@@ -79,7 +100,9 @@ def pair_case(parts):
         num_negatives=3,
         pad_id=0,
         seed=0,
-        parts=parts,
+        parts=row_parts(mesh),
+        host=host,
+        hosts=of_hosts,
     )
     # Dropout is keyed by row, and which text shares a row with which is the mesh's.
     config = ModelConfig(**SHAPE | {"dropout": 0.0})
@@ -121,21 +144,40 @@ def collectives(program):
     ]
 
 
-def main(out, data, fsdp, tensor):
-    mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor))
+def main(out, meshes, most_rows, host="-1", port="0"):
+    """Compute all of it; of two hosts, the first writes."""
+    hosts.start(
+        f"localhost:{port}" if host != "-1" else "", 2 - (host == "-1"), int(host)
+    )
+    for sizes in meshes.split(","):
+        shape = [int(size) for size in sizes.split("x")]
+        found, moved = on_mesh(shape, [int(most) for most in most_rows.split(",")])
+        if hosts.is_first():
+            np.savez(f"{out}.{sizes}.npz", **found)
+            with open(f"{out}.{sizes}.json", "w") as file:
+                json.dump(moved, file)
+
+
+def on_mesh(shape, most_rows):
+    """Take both steps on a mesh, and say what they found and what they moved."""
+    data, fsdp, tensor = shape
+    devices = jax.devices()[: math.prod(shape)]
+    mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor), devices)
     embedding = EmbeddingConfig(pooling="mean", layer_norm=True, max_length=64)
     found, moved = {}, {}
     for case, (draw, batch) in {
-        "mlm": mlm_case(),
-        "contrastive": pair_case(row_parts(mesh)),
+        "mlm": mlm_case(mesh),
+        "contrastive": pair_case(mesh),
     }.items():
         model = jax.jit(draw)()
         paths = jax.tree_util.tree_map_with_path(lambda p, _: parameter_name(p), model)
+        everywhere = None
         if mesh is not None:
             model = jax.device_put(model, shardings(model, paths, mesh))
+            everywhere = jax.NamedSharding(mesh, REPEATED)
         placed = put_batch(batch, mesh)
-        for most in MOST_ROWS:
-            placement = Placement(mesh, most)
+        for most in most_rows:
+            placement = Placement(mesh, most or None)
             objective = (
                 mlm_objective(placement)
                 if case == "mlm"
@@ -146,17 +188,19 @@ def main(out, data, fsdp, tensor):
             (loss, _), gradient = compiled(model, placed, jax.random.key(7))
             prefix = f"{case}/{most}/"
             moved[prefix] = collectives(compiled.as_text())
-            found[prefix + "loss"] = loss
-            leaves = jax.tree_util.tree_flatten_with_path(gradient)[0]
+            found[prefix + "loss"] = jax.device_get(loss)
+            if jax.process_count() > 1:
+                gradient = jax.jit(lambda tree: tree, out_shardings=everywhere)(
+                    gradient
+                )
+            leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(gradient))[0]
             for path, leaf in leaves:
                 found[prefix + parameter_name(path)] = leaf
         moved[f"{case}/bytes"] = sum(
             leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(model)
         )
-    np.savez(out + ".npz", **jax.device_get(found))
-    with open(out + ".json", "w") as file:
-        json.dump(moved, file)
+    return found, moved
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    main(*sys.argv[1:])

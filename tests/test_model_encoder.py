@@ -271,9 +271,13 @@ def dropping_model(tiny_config):
     return NomicBert(config, rngs=nnx.Rngs(0))
 
 
+def token_keys(seed, tokens):
+    return jax.random.split(jax.random.key(seed), tokens.ids.shape)
+
+
 def test_dropout_follows_the_row_and_not_its_place(dropping_model):
     tokens = padded(random_texts())
-    keys = jax.random.split(jax.random.key(0), len(LENGTHS))
+    keys = token_keys(0, tokens)
     order = np.array([3, 1, 4, 0, 2])
     got = dropping_model(
         jax.tree.map(lambda leaf: leaf[order], tokens), dropout_keys=keys[order]
@@ -288,9 +292,7 @@ def test_dropout_needs_keys_and_differs_by_key_and_layer(dropping_model, tiny_mo
     np.testing.assert_array_equal(off, encode(tiny_model, tokens))
     one, two = (
         np.asarray(
-            dropping_model(
-                tokens, dropout_keys=jax.random.split(jax.random.key(seed), 5)
-            )
+            dropping_model(tokens, dropout_keys=token_keys(seed, tokens))
         )
         for seed in (0, 1)
     )
@@ -301,7 +303,7 @@ def test_dropout_needs_keys_and_differs_by_key_and_layer(dropping_model, tiny_mo
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_dropout_zeroes_at_its_rate_and_keeps_the_mean(rate):
     x = jnp.ones((2, 100, 200))
-    got = np.asarray(drop(x, rate, jax.random.split(jax.random.key(0), 2)))
+    got = np.asarray(drop(x, rate, jax.random.split(jax.random.key(0), (2, 100))))
     # 40,000 draws: four standard deviations are 0.01.
     assert abs(np.mean(got == 0) - rate) < 0.01
     np.testing.assert_allclose(got[got != 0], 1 / (1 - rate), rtol=1e-6)

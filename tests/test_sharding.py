@@ -1,7 +1,7 @@
 import dataclasses
 import json
-import math
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,31 +25,50 @@ from nomic_jax.sharding import (
 from nomic_jax.training.optimizer import parameter_name
 
 HERE = Path(__file__).parent
-ALL, SOME = "None", "3"  # rows at once
+ALL, SOME = "0", "3"  # rows at once
+MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 1, 4), (2, 4, 1), (2, 2, 2))
+ON_TWO_HOSTS = ((8, 1, 1), (4, 2, 1))
+
+
+def begin(out, meshes, most, devices, *host):
+    """Start a process that takes the steps on meshes."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": f"{HERE.parent}:{HERE}",
+        # Compiles in half the time.
+        "XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0",
+    }
+    sizes = ",".join("x".join(map(str, mesh)) for mesh in meshes)
+    script = [sys.executable, str(HERE / "mesh_gradients.py"), str(out), sizes, most]
+    return subprocess.Popen([*script, *map(str, host)], env=environment)
+
+
+def read(out, mesh):
+    """Loss and gradients of a mesh's steps, and their collectives."""
+    out = f"{out}.{'x'.join(map(str, mesh))}"
+    with np.load(out + ".npz") as arrays:
+        return dict(arrays), json.loads(Path(out + ".json").read_text())
 
 
 @pytest.fixture(scope="module")
 def run_on(tmp_path_factory):
-    """Loss, gradients and collectives of a step on a mesh, computed once for each."""
-    folder, done = tmp_path_factory.mktemp("meshes"), {}
+    """What the steps find and move on a mesh; one process has them all."""
+    out = tmp_path_factory.mktemp("meshes") / "one"
+    assert begin(out, MESHES, f"{ALL},{SOME}", 8).wait() == 0
+    return lambda *sizes: read(out, sizes)
 
-    def run(*sizes):
-        if sizes not in done:
-            out = str(folder / "x".join(map(str, sizes)))
-            script = [sys.executable, str(HERE / "mesh_gradients.py"), out]
-            count = math.prod(sizes)
-            environment = os.environ | {
-                "JAX_PLATFORMS": "cpu",
-                "PYTHONPATH": f"{HERE.parent}:{HERE}",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
-            }
-            subprocess.run([*script, *map(str, sizes)], env=environment, check=True)
-            with np.load(out + ".npz") as arrays:
-                found = dict(arrays)
-            done[sizes] = found, json.loads(Path(out + ".json").read_text())
-        return done[sizes]
 
-    return run
+@pytest.fixture(scope="module")
+def run_on_two_hosts(tmp_path_factory):
+    """The same on meshes whose devices are four of each of two processes."""
+    out = tmp_path_factory.mktemp("meshes") / "two"
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    both = [begin(out, ON_TWO_HOSTS, SOME, 4, host, port) for host in (0, 1)]
+    assert [process.wait() for process in both] == [0, 0]
+    return lambda *sizes: read(out, sizes)
 
 
 def worst_error(found, expected, case, most, expected_most=ALL):
@@ -79,14 +98,25 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(run_on, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["mlm", "contrastive"])
 @pytest.mark.parametrize("most", [ALL, SOME])
-@pytest.mark.parametrize(
-    "sizes", [(8, 1, 1), (1, 8, 1), (1, 1, 4), (2, 4, 1), (2, 2, 2)]
-)
+@pytest.mark.parametrize("sizes", MESHES[1:])
 def test_a_mesh_gives_the_gradient_of_one_device(run_on, sizes, case, most):
     expected, _ = run_on(1, 1, 1)
     found, _ = run_on(*sizes)
     loss, gradient = worst_error(found, expected, case, most)
     assert loss < LOSS and gradient < GRADIENT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["mlm", "contrastive"])
+@pytest.mark.parametrize("sizes", ON_TWO_HOSTS)
+def test_two_hosts_of_4_devices_have_the_gradient_of_one_of_8_and_of_one_device(
+    run_on, run_on_two_hosts, sizes, case
+):
+    found, _ = run_on_two_hosts(*sizes)
+    for one in ((8, 1, 1), (1, 1, 1)):
+        expected, _ = run_on(*one)
+        loss, gradient = worst_error(found, expected, case, SOME, SOME)
+        assert loss < LOSS and gradient < GRADIENT
 
 
 @pytest.mark.slow

@@ -89,6 +89,17 @@ def test_a_run_folder_may_be_a_url():
         RunFolder.open(place, CONFIG | {"clip": 1.0})
 
 
+def test_a_run_goes_on_elsewhere_and_nothing_else_may_change(tmp_path):
+    here = CONFIG | {"mesh": {"fsdp": 8}, "memory": {"tokens_at_once": 64}}
+    elsewhere = here | {"mesh": {"fsdp": 1}, "memory": {"tokens_at_once": None}}
+    assert config_hash(here) == config_hash(elsewhere) == config_hash(CONFIG)
+    file = MetricsFile(RunFolder.open(tmp_path, here).metrics_file)
+    file.append({"step": 1})
+    assert RunFolder.open(tmp_path, elsewhere).config["mesh"] == {"fsdp": 1}
+    with pytest.raises(ValueError, match="clip was None and is 1.0"):
+        RunFolder.open(tmp_path, elsewhere | {"clip": 1.0})
+
+
 def test_a_host_that_does_not_write_leaves_the_folder_alone(tmp_path):
     RunFolder.open(tmp_path / "mlm", CONFIG, write=False)
     assert not (tmp_path / "mlm").exists()

@@ -19,11 +19,10 @@ from nomic_jax.training.optimizer import parameter_name
 from nomic_jax.training.steps import (
     BiEncoder,
     TrainState,
+    bound_scale,
     contrastive_objective,
     make_update,
     mlm_objective,
-    row_keys,
-    row_numbers,
 )
 
 LOSS = ContrastiveLoss(temperature=0.05)
@@ -195,18 +194,19 @@ def test_a_step_that_is_not_finite_changes_the_count_of_steps_alone(tiny_config)
     jax.tree.map(np.testing.assert_array_equal, before, after)  # bitwise
 
 
-SEEN = []  # the row keys of each call of an encoder
+SEEN = []  # the tokens' keys of each call of an encoder
 
 
 class KeysAsHidden(NomicBert):
-    """Stands for an encoder: a row's hidden states are drawn from its key."""
+    """Stands for an encoder: a token's hidden state is drawn from its key."""
 
     def __init__(self):
         SEEN.clear()
 
     def __call__(self, tokens, *, dropout_keys):
         SEEN.append(jax.random.key_data(dropout_keys).tolist())
-        return jax.vmap(lambda key: jax.random.normal(key, (16, 8)))(dropout_keys)
+        draw = jax.vmap(jax.vmap(lambda key: jax.random.normal(key, (8,))))
+        return draw(dropout_keys)
 
 
 class HiddenAsLogits(MaskedLanguageModel):
@@ -217,18 +217,43 @@ class HiddenAsLogits(MaskedLanguageModel):
         return hidden
 
 
-def test_objectives_give_each_row_of_the_step_its_key(tiny_config):
+def test_a_scale_at_its_bound_stays_there_and_can_fall_again():
+    def objective(model, slope, key):
+        return slope * model.log_scale, {}
+
+    optimizer, bound = optax.sgd(1.0), np.float32(np.log(50.0))
+    loss = ContrastiveLoss(learned_scale=True, max_scale=50.0)
+    update = make_update(objective, optimizer, seed=0, project=bound_scale(loss))
+    start = BiEncoder(KeysAsHidden(), jnp.float32(bound - 0.25))
+    state = TrainState.fresh(start, optimizer)
+    for slope, expected in ((-0.5, bound), (-0.5, bound), (0.5, bound - 0.5)):
+        state, _ = update(state, jnp.float32(slope))
+        assert state.model.log_scale == np.float32(expected)
+
+
+def keys_of_texts(key, texts, columns):
+    """The keys that the tokens of some texts should have, by number and place."""
+    return [
+        [
+            jax.random.key_data(
+                jax.random.fold_in(jax.random.fold_in(key, text), place)
+            ).tolist()
+            for place in range(columns)
+        ]
+        for text in range(texts)
+    ]
+
+
+def test_objectives_give_each_token_of_the_step_its_key(tiny_config):
     key = jax.random.key(7)
     _, batch, objective = mlm_case(tiny_config)
     small = dataclasses.replace(batch, targets=batch.targets % 8)
     objective(HiddenAsLogits(), small, key)
-    rows_of_4 = [jax.random.fold_in(key, row) for row in range(4)]
-    assert SEEN == [[jax.random.key_data(k).tolist() for k in rows_of_4]]
+    assert SEEN == [keys_of_texts(key, 4, 16)]
 
     _, batch, objective = pair_case(tiny_config)
     objective(BiEncoder(KeysAsHidden(), None), batch, key)
-    rows_of_12 = [jax.random.fold_in(key, row) for row in range(12)]
-    assert SEEN == [[jax.random.key_data(k).tolist() for k in rows_of_12]]
+    assert SEEN == [keys_of_texts(key, 12, 16)]
 
 
 def test_copies_of_a_positive_are_no_negatives(tiny_config):
@@ -242,15 +267,6 @@ def test_copies_of_a_positive_are_no_negatives(tiny_config):
         float(objective(BiEncoder(KeysAsHidden(), None), batch, jax.random.key(7))[0])
         == 0.0
     )
-
-
-def test_rows_have_keys_of_their_own_whatever_the_batch():
-    def keys(count):
-        tokens = Tokens(rows(count), np.ones((count, 16), np.int32))
-        return jax.random.key_data(row_keys(jax.random.key(3), row_numbers(tokens)))
-
-    assert len({key.tobytes() for key in np.asarray(keys(8))}) == 8
-    np.testing.assert_array_equal(keys(8)[:5], keys(5))
 
 
 def pairs_in_form(packed, seed):
@@ -288,7 +304,8 @@ def test_packed_pairs_have_the_loss_and_gradient_of_pairs_apart(
     assert tiny_config.rope_scaling_factor and tiny_config.trained_positions == 16
     embedding = EmbeddingConfig(pooling=pooling, layer_norm=layer_norm, max_length=64)
     objective = contrastive_objective(embedding, LOSS)
-    model, key = BiEncoder(fresh(tiny_config), None), jax.random.key(0)
+    config = dataclasses.replace(tiny_config, dropout=0.2)
+    model, key = BiEncoder(fresh(config), None), jax.random.key(0)
     found = {}
     for packed in (True, False):
         batch = pairs_in_form(packed, seed=3)

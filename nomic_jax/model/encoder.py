@@ -54,7 +54,7 @@ class Block(nnx.Module):
         segment_ids,
         cos,
         sin,
-        dropout_keys: Key[Array, " B"] | None = None,
+        dropout_keys: Key[Array, "B S"] | None = None,
     ) -> Float[Array, "B S D"]:
         """Apply the layer; the arguments after `x` are those of `Attention`."""
         for_attention, for_mlp = _split(dropout_keys, 2)
@@ -101,13 +101,13 @@ class NomicBert(nnx.Module):
         )(rngs.split(config.num_layers))
 
     def __call__(
-        self, tokens: Tokens, *, dropout_keys: Key[Array, " B"] | None = None
+        self, tokens: Tokens, *, dropout_keys: Key[Array, "B S"] | None = None
     ) -> Float[Array, "B S D"]:
         """Encode every token in the light of its own text.
 
         Args:
             tokens: rows of one or several texts each.
-            dropout_keys: a key for each row, consumed; None leaves dropout off.
+            dropout_keys: a key for each token, consumed; None leaves dropout off.
 
         Returns:
             The last hidden states in `dtype`; at padding they are finite and mean
@@ -130,7 +130,7 @@ class NomicBert(nnx.Module):
 
         def layer(x, block_and_index):
             block, index = block_and_index
-            keys = None if within is None else jax.vmap(_fold, (0, None))(within, index)
+            keys = None if within is None else _fold(within, index)
             return block(x, segment_ids, cos, sin, keys), None
 
         if self.remat == "full":
@@ -140,25 +140,27 @@ class NomicBert(nnx.Module):
 
 
 def drop(
-    x: Float[Array, "B S D"], rate: float, keys: Key[Array, " B"] | None
+    x: Float[Array, "B S D"], rate: float, keys: Key[Array, "B S"] | None
 ) -> Float[Array, "B S D"]:
-    """Zero a share `rate` of each row by the row's own key; scale up what stays."""
+    """Zero a share `rate` of each token by its own key; scale up what stays."""
     if keys is None or rate == 0:
         return x
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    width = x.shape[2:]
+    draw = jax.vmap(jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, width)))
+    keep = draw(keys)
     return jnp.where(keep, x / (1 - rate), 0)
 
 
 def _split(keys, count):
-    """Make `count` sets of row keys from one, or as many Nones."""
+    """Make `count` sets of the tokens' keys from one, or as many Nones."""
     if keys is None:
         return (None,) * count
-    return tuple(
-        jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, count))(keys), 1, 0)
-    )
+    return tuple(_fold(keys, number) for number in range(count))
 
 
-_fold = jax.random.fold_in
+def _fold(keys, number):
+    """Fold a number into the key of each token."""
+    return jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, number)))(keys)
 
 
 def _check_length(config: ModelConfig, length: int) -> None:

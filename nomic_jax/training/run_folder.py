@@ -32,9 +32,19 @@ from nomic_jax.store.store import Store
 REMOTE_SECONDS = 60.0  # between writes of a metrics file that is a URL
 
 
+# Sections of a stage that say where it runs, and not what it computes.
+WHERE = ("mesh", "memory")
+
+
+def computation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a resolved config computes: a run may go on elsewhere."""
+    kept = {name: config[name] for name in config if name not in WHERE}
+    return json.loads(json.dumps(kept))  # tuples become lists, as on disk
+
+
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Digest a resolved config, the same for equal configs however they were made."""
-    text = json.dumps(config, sort_keys=True, ensure_ascii=False)
+    """Digest what a resolved config computes, however and wherever that is."""
+    text = json.dumps(computation(config), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -77,9 +87,9 @@ class RunFolder:
         # A stage that failed before it left anything else is as good as new.
         if not exists(file) or _holds_nothing_else(folder):
             return
-        earlier = read_json(file)["stage"]
-        new = json.loads(json.dumps(config))  # tuples become lists, as on disk
-        if changed := differing_fields(earlier, new):
+        if changed := differing_fields(
+            computation(read_json(file)["stage"]), computation(config)
+        ):
             raise ValueError(
                 f"{folder} holds a run of another config: {'; '.join(changed)}; "
                 f"use another --out, or remove {str(folder).rpartition('/')[0]}"

@@ -1,7 +1,7 @@
 """One optimizer step as a pure function of (state, batch).
 
 An objective turns a model and a batch into a loss; `make_update` turns an objective and
-an optimizer into the step. Randomness comes from (seed, step, global row) alone.
+an optimizer into the step. Randomness comes from seed, step, text and place alone.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.sharding import REPEATED, constrain, over_data, shared
 from nomic_jax.training.distillation import TeacherConfig, distillation_loss
+from nomic_jax.training.dropout_keys import row_numbers, token_keys
 from nomic_jax.training.finite import keep_if_finite
 from nomic_jax.training.frozen import Frozen, FrozenEncoder
 from nomic_jax.training.losses import (
@@ -31,7 +32,7 @@ from nomic_jax.training.losses import (
 )
 from nomic_jax.training.microbatches import in_microbatches
 from nomic_jax.training.placement import Placement, keep_placed
-from nomic_jax.training.vectors import pair_vectors, row_keys, row_numbers
+from nomic_jax.training.vectors import pair_vectors
 
 Metrics: TypeAlias = Mapping[str, Float32[Array, ""]]
 # Of model, batch, key and, where there are any, the frozen encoders.
@@ -120,7 +121,8 @@ def mlm_objective(placement: Placement = ONE_DEVICE) -> Objective:
         def sums(model, batch, numbers, key):
             def one(rows):
                 batch, numbers = rows
-                keys = row_keys(key, numbers)
+                segments = jnp.asarray(batch.tokens.segment_ids)
+                keys = token_keys(key, numbers, segments)
                 hidden = model.encoder(batch.tokens, dropout_keys=keys)
                 masked = jnp.take_along_axis(hidden, batch.positions[..., None], axis=1)
                 return mlm_cross_entropy(
@@ -131,7 +133,7 @@ def mlm_objective(placement: Placement = ONE_DEVICE) -> Objective:
 
         batch = jax.tree.map(jnp.asarray, batch)
         everywhere = over_data(sums, placement.mesh, splits=(True, True, False))
-        totals, counts = everywhere(model, batch, row_numbers(batch.tokens), key)
+        totals, counts = everywhere(model, batch, row_numbers(batch.tokens.ids), key)
         return totals.sum() / jnp.maximum(counts.sum(), 1), {}
 
     return objective

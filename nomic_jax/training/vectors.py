@@ -4,15 +4,15 @@ However the rows are split over microbatches and devices, the vectors of all of 
 gathered once (gradient caching, Gao et al. 2021, arXiv:2101.06983, section 3.2).
 """
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float32, Int32, Key
+from jaxtyping import Array, Float32, Key
 
-from nomic_jax.batch import PairBatch, Tokens
+from nomic_jax.batch import PairBatch
 from nomic_jax.config import EmbeddingConfig
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.pooling import embed_packed
 from nomic_jax.sharding import REPEATED, constrain, over_data
+from nomic_jax.training.dropout_keys import text_numbers, token_keys
 from nomic_jax.training.microbatches import in_microbatches
 from nomic_jax.training.placement import Placement
 
@@ -40,7 +40,8 @@ def pair_vectors(
     def of_rows(encoder, texts, slots, numbers, key):
         def one(rows):
             texts, numbers = rows
-            keys = None if key is None else row_keys(key, numbers)
+            segments = jnp.asarray(texts.tokens.segment_ids)
+            keys = None if key is None else token_keys(key, numbers, segments)
             hidden = encoder(texts.tokens, dropout_keys=keys)
             return embed_packed(hidden, texts, embedding)
 
@@ -53,17 +54,7 @@ def pair_vectors(
 
     mesh = placement.mesh
     everywhere = over_data(of_rows, mesh, splits=(True, True, True, False))
-    numbers = row_numbers(batch.texts.tokens)
+    numbers = text_numbers(batch)
     found = everywhere(encoder, batch.texts, batch.slots, numbers, key)
     found = constrain(found.reshape(-1, found.shape[-1]), mesh, REPEATED)
     return found[batch.query_places], found[batch.document_places]
-
-
-def row_numbers(tokens: Tokens) -> Int32[Array, " B"]:
-    """Number the rows of the global batch."""
-    return jnp.arange(tokens.ids.shape[0], dtype=jnp.int32)
-
-
-def row_keys(key: Key[Array, ""], numbers: Int32[Array, " B"]) -> Key[Array, " B"]:
-    """Give each row of the global batch a key of its own."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
