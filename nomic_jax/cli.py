@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from nomic_jax.plan_command import Plan, plan
 from nomic_jax.prepare_command import Prepare, prepare
 
 WRONG_INPUT, FAULT = 2, 1
@@ -55,12 +56,21 @@ def main() -> None:
 
 def nomic_jax(arguments: Sequence[str]) -> int:
     """Run one subcommand and return the exit status."""
-    chosen = tyro.cli(Embed | Prepare | Verify, prog="nomic-jax", args=list(arguments))
+    commands, given = Embed | Plan | Prepare | Verify, list(arguments)
+    fields: list[str] = []  # of a config, which only its stages know
+    if given[:1] == ["plan"]:
+        chosen, fields = tyro.cli(
+            commands, prog="nomic-jax", args=given, return_unknown_args=True
+        )
+    else:
+        chosen = tyro.cli(commands, prog="nomic-jax", args=given)
 
     def work() -> int:
         match chosen:
             case Embed():
                 return embed(chosen)
+            case Plan():
+                return plan(chosen, fields)
             case Prepare():
                 return prepare(chosen)
             case Verify():

@@ -1,21 +1,26 @@
-"""A run's held-out pairs as a measure of its model: while it trains, and after stages.
+"""What a run's model is measured on: held-out pairs, and sentence pairs with scores.
 
 The first host measures, on its own devices; the others wait and get the figures.
 """
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nomic_jax import hosts
 from nomic_jax.evaluation.retrieval import evaluate, task_from_pairs
+from nomic_jax.evaluation.sts import SentencePairs, read_sts, spearman
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.own_devices import on_own_devices
 from nomic_jax.report import EvaluationRow, format_table
 from nomic_jax.results import Carried
 from nomic_jax.storage import exists, join, read_json, write_json
+from nomic_jax.training.contrastive import ContrastiveStage
+from nomic_jax.training.mlm import MlmStage
 from nomic_jax.training.run_folder import RunFolder
+
+STS_TASK = "classification"  # whose prefix Nomic's models get for it in MTEB
 
 
 def measured(
@@ -48,19 +53,57 @@ def _figures(carried: Carried) -> dict[str, dict[str, float]]:
     }
 
 
-def while_training(carried: Carried) -> Callable[[NomicBert], dict[str, float]]:
-    """Make what measures an encoder while it trains: `SOURCE/METRIC` to figure."""
+def check_sts(stages: Sequence[object]) -> None:
+    """Refuse a file of sentence pairs that cannot be read, before anything is trained.
+
+    Raises:
+        ValueError: with the file and the line.
+    """
+    for stage in stages:
+        if isinstance(stage, MlmStage | ContrastiveStage) and stage.train.sts:
+            read_sts(stage.train.sts)
+
+
+def while_training(
+    carried: Carried, sts: str
+) -> Callable[[NomicBert], dict[str, float]] | None:
+    """Make what measures an encoder while it trains: `SOURCE/METRIC` to figure.
+
+    Args:
+        carried: whose held-out pairs are searched.
+        sts: file of sentence pairs, measured as `sts/spearman`; empty: none.
+
+    Returns:
+        None where there is nothing to measure it on.
+    """
+    sentences = read_sts(sts) if sts else None
+    if sentences is None and not carried.held_out:
+        return None
 
     def measure(encoder: NomicBert) -> dict[str, float]:
         own = dataclasses.replace(carried, model=on_own_devices(encoder))
-        figures = hosts.from_first("evaluation", lambda: _figures(own))
+
+        def work() -> dict[str, dict[str, float]]:
+            found = _figures(own)
+            if sentences is not None:
+                found["sts"] = {"spearman": _spearman(own, sentences)}
+            return found
+
         return {
             f"{source}/{metric}": value
-            for source, metrics in figures.items()
+            for source, metrics in hosts.from_first("evaluation", work).items()
             for metric, value in metrics.items()
         }
 
     return measure
+
+
+def _spearman(carried: Carried, sentences: SentencePairs) -> float:
+    first, second = (
+        carried.embedder.encode(side, task=STS_TASK)
+        for side in (sentences.sentence1, sentences.sentence2)
+    )
+    return spearman(first, second, sentences.scores)
 
 
 def say(text: Any) -> None:

@@ -19,7 +19,7 @@ from nomic_jax.curation.mining import MineStage, mine_negatives
 from nomic_jax.embedder import Embedder, default_dtype, keep_compiled_programs
 from nomic_jax.evaluation.extras import extra
 from nomic_jax.folder_copy import written_here
-from nomic_jax.held_out import measured, say, while_training
+from nomic_jax.held_out import check_sts, measured, say, while_training
 from nomic_jax.own_devices import on_own_devices
 from nomic_jax.report import format_table
 from nomic_jax.results import Carried, finish
@@ -75,6 +75,7 @@ def run(stages: Sequence[Stage], out: str | Path) -> None:
             f"{join(out, 'model')} is of a run without {', '.join(missing)}; "
             f"use another --out, or remove {out}"
         )
+    check_sts(stages)
     for library in ("pytrec_eval", "bm25s"):
         extra(library)  # missed now, not when the training is done
     keep_compiled_programs()
@@ -215,7 +216,7 @@ def _trained_mlm(
         carried.tokenizer,
         stores,
         folder,
-        evaluate=while_training(carried) if carried.held_out else None,
+        evaluate=while_training(carried, stage.train.sts),
     )
     carried = dataclasses.replace(carried, model=on_own_devices(model.encoder))
     return measured(carried, f"after {stage.name}", folder)
@@ -243,7 +244,7 @@ def _trained_contrastive(
         embedder.config,
         stores,
         folder,
-        evaluate=while_training(trained) if carried.held_out else None,
+        evaluate=while_training(trained, stage.train.sts),
         **{section: (other.model, other.config) for section, other in frozen.items()},
     )
     carried = dataclasses.replace(trained, model=on_own_devices(model))

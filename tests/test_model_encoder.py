@@ -291,9 +291,7 @@ def test_dropout_needs_keys_and_differs_by_key_and_layer(dropping_model, tiny_mo
     off = np.asarray(encode(dropping_model, tokens))
     np.testing.assert_array_equal(off, encode(tiny_model, tokens))
     one, two = (
-        np.asarray(
-            dropping_model(tokens, dropout_keys=token_keys(seed, tokens))
-        )
+        np.asarray(dropping_model(tokens, dropout_keys=token_keys(seed, tokens)))
         for seed in (0, 1)
     )
     assert np.abs(one - off).mean() > 0.05

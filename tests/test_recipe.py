@@ -245,7 +245,14 @@ def test_a_guide_with_another_tokenizer_is_refused_before_anything_is_trained(
 
 
 def test_the_best_checkpoint_by_retrieval_is_kept(pairs, tmp_path):
+    sentences = tmp_path / "sts.jsonl"
+    lines = [
+        {"sentence1": "red old", "sentence2": other, "score": score}
+        for score, other in enumerate(("hard square", "red tall", "red old"))
+    ]
+    sentences.write_text("\n".join(map(json.dumps, lines)))
     options = ["--mlm.train.evaluate_every=1", "--mlm.train.save_every=1"]
+    options += [f"--mlm.train.sts={sentences}"]
     options += ["--mlm.train.keep=1", "--mlm.train.best=evaluation/pairs/ndcg@10"]
     run(stages(pairs, *options)[:2], tmp_path)
     lines = (tmp_path / "mlm" / "metrics.jsonl").read_text().splitlines()
@@ -254,9 +261,17 @@ def test_the_best_checkpoint_by_retrieval_is_kept(pairs, tmp_path):
         for line in map(json.loads, lines)
     }
     assert sorted(figures) == [1, 2, 3, 4]
+    assert all(0 < json.loads(line)["evaluation/sts/spearman"] <= 1 for line in lines)
     best = max(figures, key=lambda step: figures[step])
     kept = {int(p.name) for p in (tmp_path / "mlm" / "checkpoints").iterdir()}
     assert 4 in kept and any(figures[step] == figures[best] for step in kept)
+
+
+def test_sentence_pairs_that_cannot_be_read_are_refused_at_once(pairs, tmp_path):
+    options = ["--train.evaluate_every=2", f"--finetune.train.sts={tmp_path}/no.jsonl"]
+    with pytest.raises(ValueError, match="no.jsonl is not a file"):
+        run(stages(pairs, *options), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_mined_negatives_are_what_fine_tuning_reads(finished):

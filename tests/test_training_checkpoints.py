@@ -219,7 +219,8 @@ ON_A_MESH = """
 import sys
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from nomic_jax.training.checkpoints import Checkpoints, named_arrays
+from nomic_jax.training.checkpoints import Checkpoints
+from nomic_jax.training.optimizer import named_arrays
 from nomic_jax.training.steps import TrainState
 
 folder, task, *sizes = sys.argv[1:]

@@ -19,11 +19,16 @@ from nomic_jax.data.pairs import PairBatches
 from nomic_jax.data.schedule import Schedule
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
-from nomic_jax.training.checkpoints import Checkpoints, named_arrays
+from nomic_jax.training.checkpoints import Checkpoints
 from nomic_jax.training.finite import keep_if_finite
 from nomic_jax.training.loop import LoopConfig, train
 from nomic_jax.training.losses import ContrastiveLoss
-from nomic_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from nomic_jax.training.optimizer import (
+    OptimizerConfig,
+    learning_rate,
+    make_optimizer,
+    named_arrays,
+)
 from nomic_jax.training.run_folder import RunFolder, read_metrics
 from nomic_jax.training.steps import (
     BiEncoder,

@@ -15,7 +15,7 @@ import numpy as np
 
 from nomic_jax.storage import is_remote, join, local_path
 from nomic_jax.training.damaged import set_damaged_aside
-from nomic_jax.training.optimizer import parameter_name
+from nomic_jax.training.optimizer import like_named, named_arrays
 from nomic_jax.training.steps import TrainState
 
 REMOTE = ("gs://", "s3://")  # the URLs that Orbax writes to
@@ -32,14 +32,6 @@ def check_checkpoints_place(folder: str | Path) -> None:
             f"checkpoints cannot be written to {folder}: Orbax writes to local "
             f"folders, {' and '.join(REMOTE)}"
         )
-
-
-def named_arrays(state: TrainState) -> dict[str, jax.Array]:
-    """Flatten a state into plain arrays under plain names."""
-    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    named = {parameter_name(path): array for path, array in leaves}
-    assert len(named) == len(leaves), "two arrays of the state share a name"
-    return named
 
 
 def check_fit(like: TrainState, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -69,8 +61,7 @@ def from_named_arrays(
         ValueError: names or shapes differ; all of them are listed.
     """
     check_fit(like, {name: tuple(array.shape) for name, array in arrays.items()})
-    structure = jax.tree.structure(like)
-    return jax.tree.unflatten(structure, [arrays[name] for name in named_arrays(like)])
+    return like_named(like, arrays)
 
 
 class Checkpoints:

@@ -10,9 +10,9 @@ from jaxtyping import Array, Int, Int32, Key
 from nomic_jax.batch import PairBatch, positions_and_lengths
 
 
-def row_numbers(ids: Int[Array, "B S"]) -> Int32[Array, "B 1"]:
+def row_numbers(rows: int) -> Int32[Array, "B 1"]:
     """Number the rows of the global batch, each of which is one text."""
-    return jnp.arange(ids.shape[0], dtype=jnp.int32)[:, None]
+    return jnp.arange(rows, dtype=jnp.int32)[:, None]
 
 
 def text_numbers(batch: PairBatch) -> Int32[Array, "B T"]:

@@ -5,12 +5,14 @@ decays follow contrastors, the code of Nomic Embed.
 """
 
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
+Tree = TypeVar("Tree")
 ScheduleName = Literal["linear", "cosine", "inverse_sqrt"]
 
 
@@ -80,6 +82,20 @@ def parameter_name(path: tuple[Any, ...]) -> str:
         str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key))))
         for key in path
     ).removesuffix(".value")
+
+
+def named_arrays(tree: Any) -> dict[str, jax.Array]:
+    """Flatten a model or a state into plain arrays under plain names."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    named = {parameter_name(path): array for path, array in leaves}
+    assert len(named) == len(leaves), "two arrays share a name"
+    return named
+
+
+def like_named(tree: Tree, arrays: Mapping[str, Any]) -> Tree:
+    """Put named arrays, all of them, in the places of a tree's own."""
+    values = [arrays[name] for name in named_arrays(tree)]
+    return jax.tree.unflatten(jax.tree.structure(tree), values)
 
 
 def decay_mask(parameters: Any) -> Any:

@@ -1,0 +1,222 @@
+"""A training stage's step on devices that are not here: its arrays as shapes alone."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+
+from nomic_jax.batch import MlmBatch, PairBatch
+from nomic_jax.checkpoints.reader import read_checkpoint
+from nomic_jax.config import (
+    PUBLISHED,
+    PUBLISHED_EMBEDDINGS,
+    EmbeddingConfig,
+    ModelConfig,
+    padded_vocabulary,
+)
+from nomic_jax.model.encoder import NomicBert
+from nomic_jax.model.heads import MaskedLanguageModel
+from nomic_jax.plan.assumed import (
+    Assumptions,
+    TrainingStage,
+    mlm_batch,
+    pair_batch,
+    row_length,
+)
+from nomic_jax.sharding import batch_specs, row_parts
+from nomic_jax.training.contrastive import ContrastiveStage, stage_embedding
+from nomic_jax.training.flops import forward_flops
+from nomic_jax.training.frozen import Frozen, FrozenEncoder
+from nomic_jax.training.mlm import MlmStage
+from nomic_jax.training.optimizer import make_optimizer
+from nomic_jax.training.placement import Placement, state_places
+from nomic_jax.training.steps import (
+    BiEncoder,
+    TrainState,
+    bound_scale,
+    contrastive_objective,
+    make_update,
+    mlm_objective,
+)
+
+DTYPE = jnp.dtype("bfloat16")  # of matmuls, as on every accelerator
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A step of a stage on devices that are not here."""
+
+    stage: TrainingStage
+    mesh: Mesh | None
+    update: Any  # jitted, of state, batch and frozen
+    state: TrainState  # of shapes, each with its sharding
+    frozen: tuple[Frozen, ...]  # encoders beside the trained one, or nothing
+    batch: MlmBatch | PairBatch
+    tokens: int  # real ones of a step
+    rows: int  # that a device takes in all
+    columns: int  # of all rows, padding counted
+    flops: float  # of the model in a step, both ways
+    assumed: str  # of the data
+
+
+def model_of(
+    stage: TrainingStage, before: Sequence[TrainingStage], assumed: Assumptions
+) -> tuple[ModelConfig, EmbeddingConfig]:
+    """Return the architecture that a stage trains, and how it embeds.
+
+    Args:
+        stage: the stage.
+        before: the training stages that precede it.
+        assumed: the vocabulary, and what to take for a model that is not here.
+
+    Raises:
+        ValueError: `assumed.model` is no published model.
+    """
+    if isinstance(stage, MlmStage):
+        config = stage.model.config(
+            vocab_size=padded_vocabulary(assumed.vocabulary), pad_token_id=0
+        )
+        return config, _plain_embedding(config)
+    if stage.start.model:
+        config, embedding = named_model(stage.start.model, assumed)
+    else:
+        config, embedding = model_of(before[-1], before[:-1], assumed)
+        config = dataclasses.replace(config, head=None)
+    return config, stage_embedding(stage, embedding)
+
+
+def named_model(name: str, assumed: Assumptions) -> tuple[ModelConfig, EmbeddingConfig]:
+    """Return the encoder of a folder that is here, of a published model, or assumed.
+
+    Raises:
+        ValueError: it is neither, and `assumed.model` is no published model.
+    """
+    if Path(name).is_dir():
+        checkpoint = read_checkpoint(Path(name))
+        config, embedding = checkpoint.config, checkpoint.embedding
+    else:
+        name = name.rpartition("/")[2]
+        name = name if name in PUBLISHED else assumed.model
+        if name not in PUBLISHED:
+            raise ValueError(
+                f"--model {name} is not published; known: {', '.join(PUBLISHED)}"
+            )
+        config, embedding = PUBLISHED[name], PUBLISHED_EMBEDDINGS.get(name)
+    config = dataclasses.replace(config, head=None, head_bias=False)
+    return config, embedding or _plain_embedding(config)
+
+
+def abstract_step(
+    stage: TrainingStage,
+    before: Sequence[TrainingStage],
+    devices: Sequence[Any],
+    assumed: Assumptions,
+) -> Step:
+    """Lay a stage's step out over devices, which may be another machine's.
+
+    Args:
+        stage: with its mesh and memory settings.
+        before: the training stages that precede it.
+        devices: to compile for.
+        assumed: of the data.
+
+    Raises:
+        ValueError: the mesh does not fit the devices or the model, the batch does not
+            split over it, or a row holds more tokens than are taken at once.
+    """
+    config, embedding = model_of(stage, before, assumed)
+    settings = stage.train
+    placement = Placement.of(
+        stage.mesh,
+        stage.memory,
+        batch_size=settings.batch_size,
+        row_length=row_length(stage),
+        devices=devices,
+    )
+    mesh = placement.mesh
+    optimizer = make_optimizer(stage.optimizer, settings.steps)
+    if isinstance(stage, MlmStage):
+        objective, project, frozen = mlm_objective(placement), None, Frozen()
+        batch, lengths, assumption = mlm_batch(stage)
+        masked = round(stage.data.mask_rate * lengths.sum())
+    else:
+        objective = contrastive_objective(
+            embedding, stage.loss, placement, distillation=stage.teacher
+        )
+        project, frozen = bound_scale(stage.loss), _frozen(stage, assumed)
+        batch, lengths, assumption = pair_batch(stage, row_parts(mesh), assumed)
+        masked = 0
+
+    def fresh() -> TrainState:
+        rngs, remat = nnx.Rngs(0), stage.memory.remat
+        if isinstance(stage, MlmStage):
+            model = MaskedLanguageModel(config, rngs=rngs, dtype=DTYPE, remat=remat)
+        else:
+            encoder = NomicBert(config, rngs=rngs, dtype=DTYPE, remat=remat)
+            model = BiEncoder.of(encoder, stage.loss)
+        return TrainState.fresh(model, optimizer)
+
+    # Frozen encoders are a further argument of the step, where there are any.
+    others = [each for each in (frozen.guide, frozen.teacher) if each is not None]
+    state = jax.eval_shape(fresh), (frozen,) if others else ()
+    if mesh is None:
+        one = SingleDeviceSharding(devices[0])
+        places, batch_places = (jax.tree.map(lambda _: one, x) for x in (state, batch))
+    else:
+        places = state_places(state, mesh)
+        # One type at a time, for the type checker.
+        specs = (
+            batch_specs(batch) if isinstance(batch, MlmBatch) else batch_specs(batch)
+        )
+        batch_places = jax.tree.map(functools.partial(NamedSharding, mesh), specs)
+    tokens = batch.tokens if isinstance(batch, MlmBatch) else batch.texts.tokens
+    sizes = {"tokens": int(lengths.sum()), "attended": int((lengths**2).sum())}
+    once = sum(forward_flops(each.encoder.config, **sizes) for each in others)
+    placed, further = jax.tree.map(_placed, state, places)
+    return Step(
+        stage,
+        mesh,
+        make_update(
+            objective, optimizer, seed=settings.seed, mesh=mesh, project=project
+        ),
+        placed,
+        further,
+        jax.tree.map(_placed, batch, batch_places),
+        tokens=sizes["tokens"],
+        rows=tokens.ids.shape[0] // row_parts(mesh),
+        columns=tokens.ids.size,
+        flops=3 * forward_flops(config, **sizes, masked=masked) + once,
+        assumed=assumption,
+    )
+
+
+def _frozen(stage: ContrastiveStage, assumed: Assumptions) -> Frozen:
+    """Return the shapes of a stage's guide and teacher."""
+
+    def one(name: str) -> FrozenEncoder | None:
+        if not name:
+            return None
+        config, embedding = named_model(name, assumed)
+        return FrozenEncoder(
+            NomicBert(config, rngs=nnx.Rngs(0), dtype=DTYPE), embedding
+        )
+
+    return jax.eval_shape(
+        lambda: Frozen(one(stage.guide.model), one(stage.teacher.model))
+    )
+
+
+def _plain_embedding(config: ModelConfig) -> EmbeddingConfig:
+    return EmbeddingConfig(
+        pooling="mean", layer_norm=False, max_length=config.trained_positions
+    )
+
+
+def _placed(array: Any, sharding: Any) -> Any:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)

@@ -1,0 +1,58 @@
+import dataclasses
+
+from plan_stages import MLM
+
+from nomic_jax.plan.advice import nearest_fits
+from nomic_jax.sharding import MeshConfig
+from nomic_jax.training.placement import MemoryConfig
+
+WIDE = dataclasses.replace(MLM, memory=MemoryConfig(tokens_at_once=16 * 64))
+
+
+def advised(stage, fits, *, devices=16, rows=40):
+    tried = []
+
+    def asked(candidate):
+        tried.append(candidate)
+        return fits(candidate)
+
+    found = nearest_fits(stage, devices=devices, rows=rows, fits=asked)
+    return [setting.options for setting in found], tried
+
+
+def test_the_first_of_each_kind_that_fits_is_named():
+    def fits(stage):
+        most = 8 if stage.memory.remat == "full" else 2
+        return stage.memory.tokens_at_once <= most * 64
+
+    options, tried = advised(WIDE, fits)
+    assert options == [
+        "--mlm.memory.tokens_at_once 128",
+        "--mlm.memory.tokens_at_once 512 --mlm.memory.remat full",
+    ]
+    # 8, 4 and 2 rows; then the inputs alone of 16 and of 8.
+    assert [stage.memory.tokens_at_once // 64 for stage in tried] == [8, 4, 2, 16, 8]
+
+
+def test_without_a_limit_the_way_down_begins_at_half_of_what_a_device_takes():
+    _, tried = advised(MLM, lambda stage: False, rows=40)
+    tokens = [stage.memory.tokens_at_once for stage in tried]
+    assert tokens[:6] == [64 * n for n in (20, 10, 5, 3, 2, 1)]
+    assert tokens[6] is None  # all rows, of each layer the input
+
+
+def test_parameters_are_split_where_activations_are_not_what_is_too_much():
+    stage = dataclasses.replace(WIDE, mesh=MeshConfig(data=-1, tensor=2))
+    options, tried = advised(stage, lambda stage: stage.mesh.fsdp >= 4)
+    assert options == [
+        "--mlm.mesh.data -1 --mlm.mesh.fsdp 4",
+        "--mlm.memory.tokens_at_once 64 --mlm.memory.remat full "
+        "--mlm.mesh.data -1 --mlm.mesh.fsdp 4",
+    ]
+    assert all(stage.mesh.shape(16)[2] == 2 for stage in tried)
+
+
+def test_nothing_is_named_where_nothing_fits():
+    options, tried = advised(WIDE, lambda stage: False)
+    assert not options
+    assert len(set(map(str, tried))) == len(tried)
