@@ -13,7 +13,7 @@ the data YAML of contrastors, of the code that came with the paper:
 
 The run refuses stores that are not these sources, have other prefixes, or fewer pairs.
 The paper's numbers are those of whole batches of each shard; where a store holds the
-rest of its shards too, an epoch takes as many as are listed.
+rest of its shards too, only the first ones are used.
 
 Hardware: the published run had one host of eight H100. Any mesh gives the same
 gradient; `--memory.tokens_at_once` fits it to others.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nomic_jax import hosts
+from nomic_jax.evaluation.extras import extra
 from nomic_jax.evaluation.retrieval import evaluate, task_from_pairs
 from nomic_jax.evaluation.sts import SentencePairs, read_sts, spearman
 from nomic_jax.model.encoder import NomicBert
@@ -62,6 +63,7 @@ def check_sts(stages: Sequence[object]) -> None:
     for stage in stages:
         if isinstance(stage, MlmStage | ContrastiveStage) and stage.train.sts:
             read_sts(stage.train.sts)
+            extra("scipy.stats")
 
 
 def while_training(
@@ -77,6 +79,12 @@ def while_training(
         None where there is nothing to measure it on.
     """
     sentences = read_sts(sts) if sts else None
+    prompts = carried.embedder.config.prompts
+    if sts and STS_TASK not in prompts:
+        raise ValueError(
+            f"sts={sts!r} is embedded as {STS_TASK!r}, of which the model has no "
+            f"prompt; it has {', '.join(prompts)}"
+        )
     if sentences is None and not carried.held_out:
         return None
 

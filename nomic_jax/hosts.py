@@ -10,7 +10,7 @@ import itertools
 import json
 import platform
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 
@@ -22,9 +22,12 @@ from nomic_jax.config import differing_fields
 HEARTBEAT_SECONDS = 25  # without a sign of a host, after which JAX ends the others
 AGREE_SECONDS = 300.0  # for all hosts to come to the same place
 POLL_SECONDS = 5.0  # between looks at Ctrl-C while a host waits
-PACKAGES = ("nomic-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+PACKAGES = (
+    *("nomic-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"),
+    *("libtpu", "jax-cuda13-plugin", "jax-cuda13-pjrt"),
+)
 
-Json = TypeVar("Json")
+Result = TypeVar("Result")
 
 _calls = itertools.count()  # the same on all hosts, which make the same calls
 
@@ -41,9 +44,11 @@ def start(coordinator: str = "", hosts: int = 0, host: int = -1) -> None:
         hosts: how many there are; 1: this one alone, whatever the environment says.
         host: this one's number, from 0.
 
+    A host that never comes ends the others after five minutes, with status 134 and
+    JAX's own message.
+
     Raises:
         ValueError: only some of the arguments are given, or they do not fit.
-        RuntimeError: the hosts did not find one another in time.
     """
     if hosts == 1 and not coordinator:
         return
@@ -112,23 +117,7 @@ def agree(what: str, facts: Mapping[str, Any], seconds: float = AGREE_SECONDS) -
     """
     if count() == 1:
         return
-    client, key = _client(), f"nomic_jax/{next(_calls)} {what}"
-    client.key_value_set(f"{key}/{number()}", json.dumps(facts))
-    missing = None
-    try:
-        client.wait_at_barrier(key, int(seconds * 1000))
-    except jax.errors.JaxRuntimeError as error:
-        missing = error
-    said = {
-        int(key.rpartition("/")[2]): json.loads(value)
-        for key, value in client.key_value_dir_get(f"{key}/")
-    }
-    absent = [str(host) for host in range(count()) if host not in said]
-    if missing is not None:
-        raise ValueError(
-            f"{what}: host {', '.join(absent) or '?'} of {count()} did not come within "
-            f"{seconds:g} s; see its own output"
-        ) from missing
+    said = _told(what, dict(facts), seconds)
     problems = []
     for host in sorted(said):
         words = f"{{}} is {{!r}} on host 0 and {{!r}} on host {host}"
@@ -140,7 +129,38 @@ def agree(what: str, facts: Mapping[str, Any], seconds: float = AGREE_SECONDS) -
         )
 
 
-def from_first(what: str, work: Callable[[], Json]) -> Json:
+def together(what: str, work: Callable[[], Result]) -> Result:
+    """Do something on every host; where it fails on one, fail on all, with the reason.
+
+    All hosts call it, in the same order.
+
+    Args:
+        what: is done.
+        work: of this host.
+
+    Raises:
+        ValueError: `work` raised it here or on another host, which is named.
+    """
+    if count() == 1:
+        return work()
+    result, problem = None, ""
+    try:
+        result = work()
+    except ValueError as error:
+        problem = str(error)
+    except Exception as error:
+        _told(what, f"{type(error).__name__}: {error}", AGREE_SECONDS)
+        raise
+    said = _told(what, problem, AGREE_SECONDS)
+    if problem and len(set(said.values())) == 1:
+        raise ValueError(problem)
+    problems = [f"host {host}: {said[host]}" for host in sorted(said) if said[host]]
+    if problems:
+        raise ValueError(f"{what}: {'; '.join(problems)}")
+    return cast(Result, result)
+
+
+def from_first(what: str, work: Callable[[], Result]) -> Result:
     """Let the first host do something and give all hosts its result.
 
     All hosts call it, in the same order; the others wait as long as it takes. If the
@@ -152,28 +172,71 @@ def from_first(what: str, work: Callable[[], Json]) -> Json:
 
     Raises:
         ValueError: on every host, where `work` raised it on the first.
+        RuntimeError: on the others, where the first one failed otherwise.
     """
     if count() == 1:
         return work()
-    client, key = _client(), f"nomic_jax/{next(_calls)} {what}"
+    client, key = _client(), f"nomic_jax/{next(_calls)}"
     if is_first():
         try:
-            result = work()
-        except ValueError as error:
-            client.key_value_set(key, json.dumps({"error": str(error)}))
+            answer: dict[str, Any] = {"result": work()}
+        except Exception as error:
+            kind = "wrong" if isinstance(error, ValueError) else "failed"
+            client.key_value_set(key, json.dumps({kind: str(error)}))
             raise
-        client.key_value_set(key, json.dumps({"result": result}))
-        return result
+        client.key_value_set(key, json.dumps(answer))
+        return answer["result"]
     answer = json.loads(_waited_for(client, key))
-    if "error" in answer:
-        raise ValueError(answer["error"])
+    if "wrong" in answer:
+        raise ValueError(answer["wrong"])
+    if "failed" in answer:
+        raise RuntimeError(f"{what}: the first host failed: {answer['failed']}")
     return answer["result"]
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide numbers."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **found}
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python and of what decides numbers, None where it is not.
+
+    Packages that are there on one host alone are a difference too.
+    """
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _told(what: str, mine: Any, seconds: float) -> dict[int, Any]:
+    """Tell all hosts something and return what each of them has told, by number.
+
+    Raises:
+        ValueError: a host did not come in time, or came to another place.
+    """
+    client, key = _client(), f"nomic_jax/{next(_calls)}"
+    client.key_value_set(f"{key}/{number()}", json.dumps([what, mine]))
+    late = None
+    try:
+        client.wait_at_barrier(key, int(seconds * 1000))
+    except jax.errors.JaxRuntimeError as error:
+        if "DEADLINE_EXCEEDED" not in str(error):
+            raise
+        late = error
+    said = {
+        int(name.rpartition("/")[2]): json.loads(value)
+        for name, value in client.key_value_dir_get(f"{key}/")
+    }
+    absent = [str(host) for host in range(count()) if host not in said]
+    if absent:
+        raise ValueError(
+            f"{what}: host {', '.join(absent)} of {count()} did not come within "
+            f"{seconds:g} s; see its own output"
+        ) from late
+    if any(place != what for place, _ in said.values()):
+        places = "; ".join(f"host {h}: {place}" for h, (place, _) in said.items())
+        raise ValueError(f"hosts are at different places: {places}; start all again")
+    return {host: value for host, (_, value) in said.items()}
 
 
 def _waited_for(client: Any, key: str) -> str:

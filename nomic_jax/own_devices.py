@@ -4,6 +4,9 @@ Training spreads a model over the devices of all hosts; to embed, a host needs o
 its own.
 """
 
+import functools
+import hashlib
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -26,8 +29,7 @@ def on_own_devices(model: Tree) -> Tree:
     found = jax.tree.leaves(model)[0].sharding
     if not isinstance(found, NamedSharding) or found.is_fully_addressable:
         return jax.device_put(model, whole if len(devices) > 1 else devices[0])
-    everywhere = NamedSharding(found.mesh, PartitionSpec())
-    repeated = jax.jit(lambda tree: tree, out_shardings=everywhere)(model)
+    repeated = _repeat(NamedSharding(found.mesh, PartitionSpec()))(model)
 
     def own(array: jax.Array) -> jax.Array:
         pieces = [shard.data for shard in array.addressable_shards]
@@ -36,6 +38,20 @@ def on_own_devices(model: Tree) -> Tree:
         return jax.make_array_from_single_device_arrays(array.shape, whole, pieces)
 
     return jax.tree.map(own, repeated)
+
+
+@functools.cache
+def _repeat(everywhere: NamedSharding) -> Callable[[Any], Any]:
+    """Compile once, and not at every evaluation, what repeats a model's arrays."""
+    return jax.jit(lambda tree: tree, out_shardings=everywhere)
+
+
+def digest(model: Any) -> str:
+    """Digest the arrays of a model that this host has whole."""
+    found = hashlib.blake2b(digest_size=16)
+    for leaf in jax.tree.leaves(model):
+        found.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return found.hexdigest()
 
 
 def num_devices(model: Any) -> int:

@@ -14,17 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from nomic_jax import hosts
-from nomic_jax.checkpoints.hub import resolve as resolve_model
 from nomic_jax.curation.mining import MineStage, mine_negatives
 from nomic_jax.embedder import Embedder, default_dtype, keep_compiled_programs
-from nomic_jax.evaluation.extras import extra
 from nomic_jax.folder_copy import written_here
-from nomic_jax.held_out import check_sts, measured, say, while_training
-from nomic_jax.own_devices import on_own_devices
+from nomic_jax.held_out import measured, say, while_training
+from nomic_jax.own_devices import digest, on_own_devices
+from nomic_jax.preflight import (
+    check_folder,
+    check_stores,
+    frozen_models,
+    stores_of,
+    tokenizer_of,
+)
 from nomic_jax.report import format_table
 from nomic_jax.results import Carried, finish
-from nomic_jax.stages import KINDS, Stage, check_stages, is_place, resolve
-from nomic_jax.storage import check_out, exists, join, read_bytes
+from nomic_jax.shared_folder import check_shared, wait_to_see
+from nomic_jax.stages import KINDS, Stage, check_stages, resolve
+from nomic_jax.storage import join, read_bytes
 from nomic_jax.store.corpus import (
     PAIRS,
     SOURCES,
@@ -34,17 +40,14 @@ from nomic_jax.store.corpus import (
     prepare,
     read_sources,
 )
-from nomic_jax.store.store import Store, open_stores
+from nomic_jax.store.store import open_stores
 from nomic_jax.tokenizer import TextTokenizer
-from nomic_jax.training.checkpoints import check_checkpoints_place
 from nomic_jax.training.contrastive import (
     ContrastiveStage,
-    pair_batches,
     stage_embedding,
     train_contrastive,
 )
-from nomic_jax.training.frozen import check_tokenizer
-from nomic_jax.training.mlm import MlmStage, fresh_model, mlm_batches, train_mlm
+from nomic_jax.training.mlm import MlmStage, fresh_model, train_mlm
 from nomic_jax.training.run_folder import RunFolder
 
 
@@ -61,23 +64,11 @@ def run(stages: Sequence[Stage], out: str | Path) -> None:
         SystemExit: with status 75 after a signal, once the state is saved.
     """
     check_stages(stages)
-    out = str(out)
-    check_out(out)
-    check_checkpoints_place(out)
-    resolved = resolve(stages)
+    out, resolved = str(out), resolve(stages)
     facts = {"config": resolved, "versions": hosts.versions()}
     hosts.agree("config and packages", facts)
-    for name, config in resolved.items():
-        RunFolder.check(join(out, name), config)
-    missing = [name for name in resolved if not exists(join(out, name, "config.json"))]
-    if missing and exists(join(out, "model")):
-        raise ValueError(
-            f"{join(out, 'model')} is of a run without {', '.join(missing)}; "
-            f"use another --out, or remove {out}"
-        )
-    check_sts(stages)
-    for library in ("pytrec_eval", "bm25s"):
-        extra(library)  # missed now, not when the training is done
+    hosts.together("run folder", lambda: check_folder(stages, resolved, out))
+    check_shared(out)
     keep_compiled_programs()
     carried: Carried | None = None
     for number, stage in enumerate(stages, 1):
@@ -85,7 +76,7 @@ def run(stages: Sequence[Stage], out: str | Path) -> None:
         say(f"[{number}/{len(stages)}] {stage.name} ({KINDS[type(stage)]})")
         if isinstance(stage, PrepareStage):
             carried = _prepared(stage, folder)
-            _check_stores(stages, carried.tokenizer, out)
+            _checked(stages, carried.tokenizer, out)
             continue
         begins = carried is None
         if isinstance(stage, ContrastiveStage) and stage.start.model:
@@ -93,7 +84,7 @@ def run(stages: Sequence[Stage], out: str | Path) -> None:
         elif carried is None:
             carried = _from_stores(stage)
         if begins:
-            _check_stores(stages, carried.tokenizer, out)
+            _checked(stages, carried.tokenizer, out)
         if isinstance(stage, MlmStage):
             carried = _trained_mlm(stage, carried, folder, out)
         elif isinstance(stage, ContrastiveStage):
@@ -104,47 +95,14 @@ def run(stages: Sequence[Stage], out: str | Path) -> None:
         hosts.from_first("report", lambda: _finished(carried, list(resolved), out))
 
 
-def _stores(place: str, kind: str, out: str) -> dict[str, Store]:
-    """Open the stores that a stage of this run made, or those of a folder or URL."""
-    return open_stores(place if is_place(place) else join(out, place, kind))
-
-
-def _check_stores(stages: Sequence[Stage], tokenizer: TextTokenizer, out: str) -> None:
-    """Refuse what does not fit now, not when the stages before have run.
-
-    Raises:
-        ValueError: a stage's stores do not fit it, or a guide or teacher has another
-            tokenizer than the model that it helps to train.
-    """
-    mines = {stage.name: stage for stage in stages if isinstance(stage, MineStage)}
-    for stage in stages:
-        if isinstance(stage, MlmStage):
-            stores = _stores(stage.data.stores, TEXT, out)
-            mlm_batches(stage, stores, tokenizer)
-        elif isinstance(stage, ContrastiveStage):
-            if stage.start.model:
-                tokenizer = _tokenizer_of(stage.start.model)
-            for section, named in _frozen_models(stage).items():
-                digest = _tokenizer_of(named).digest
-                check_tokenizer(section, named, digest, tokenizer.digest)
-            # Mining keeps the pairs it is given, and adds the negatives.
-            data = stage.data
-            while data.stores in mines:
-                giver = mines[data.stores].data.stage
-                data = dataclasses.replace(data, stores=giver, num_negatives=0)
-            stores = _stores(data.stores, PAIRS, out)
-            pair_batches(dataclasses.replace(stage, data=data), stores, tokenizer)
+def _checked(stages: Sequence[Stage], tokenizer: TextTokenizer, out: str) -> None:
+    hosts.together("stores", lambda: check_stores(stages, tokenizer, out))
 
 
 def _opened(folder: str, config: Mapping[str, Any]) -> RunFolder:
-    """Open a stage's folder on all hosts; the first one makes it.
-
-    Raises:
-        ValueError: it holds another run, or a host does not see what the first wrote.
-    """
-    hosts.from_first(f"folder {folder}", lambda: bool(RunFolder.open(folder, config)))
-    seen = {"sees it": exists(join(folder, "config.json"))}
-    hosts.agree(f"{folder}, which all hosts must share", seen)
+    """Open a stage's folder on all hosts; the first one makes it."""
+    hosts.from_first("folder", lambda: bool(RunFolder.open(folder, config)))
+    wait_to_see(join(folder, "config.json"))
     return RunFolder.open(folder, config, write=hosts.is_first())
 
 
@@ -159,11 +117,12 @@ def _prepared(stage: PrepareStage, folder: RunFolder) -> Carried:
         if is_prepared(folder.place):
             return
         given = stage.data.tokenizer
-        tokenizer = _tokenizer_of(given) if given else None
+        tokenizer = tokenizer_of(given) if given else None
         with written_here(folder.place, last=SOURCES) as path:
             prepare(stage.data, path, tokenizer=tokenizer)
 
     hosts.from_first(stage.name, work)
+    wait_to_see(join(folder.place, SOURCES))
     held_out = read_sources(folder.place, "held_out")
     return Carried(_tokenizer_in(folder.place), held_out)
 
@@ -175,13 +134,16 @@ def _from_stores(stage: Stage) -> Carried:
     return Carried(_tokenizer_in(stage.data.stores), held_out=())
 
 
-def _tokenizer_of(model: str) -> TextTokenizer:
-    return TextTokenizer.from_folder(resolve_model(model, weights=False))
+def _loaded(model: str) -> Embedder:
+    """Load a model on every host, the same weights on each.
 
-
-def _frozen_models(stage: ContrastiveStage) -> dict[str, str]:
-    named = {"guide": stage.guide.model, "teacher": stage.teacher.model}
-    return {section: named[section] for section in named if named[section]}
+    Raises:
+        ValueError: it is no model, or hosts have different ones.
+    """
+    embedder = hosts.together(model, lambda: Embedder.from_pretrained(model))
+    if hosts.count() > 1:
+        hosts.agree(f"weights of {model}", {"digest": digest(embedder.model)})
+    return embedder
 
 
 def _tokenizer_in(folder: str) -> TextTokenizer:
@@ -191,7 +153,7 @@ def _tokenizer_in(folder: str) -> TextTokenizer:
 
 def _from_model(stage: ContrastiveStage, carried: Carried | None) -> Carried:
     """Begin, or go on, with a model that was trained elsewhere."""
-    embedder = Embedder.from_pretrained(stage.start.model)
+    embedder = _loaded(stage.start.model)
     longest = max(stage.data.query_length, stage.data.document_length)
     if longest > embedder.model.config.trained_positions:
         raise ValueError(
@@ -209,7 +171,7 @@ def _trained_mlm(
     fresh = fresh_model(stage, carried.tokenizer, dtype=default_dtype())
     carried = dataclasses.replace(carried, model=fresh.encoder)
     carried = measured(carried, "random weights", folder, "evaluation_before.json")
-    stores = _stores(stage.data.stores, TEXT, out)
+    stores = stores_of(stage.data.stores, TEXT, out)
     model = train_mlm(
         stage,
         fresh,
@@ -228,14 +190,13 @@ def _trained_contrastive(
     if stage.start.model:
         label = f"before {stage.name}"
         carried = measured(carried, label, folder, "evaluation_before.json")
-    stores = _stores(stage.data.stores, PAIRS, out)
+    stores = stores_of(stage.data.stores, PAIRS, out)
     embedder = carried.embedder
     trained = dataclasses.replace(
         carried, embedding=stage_embedding(stage, embedder.config)
     )
     frozen = {
-        section: Embedder.from_pretrained(named)
-        for section, named in _frozen_models(stage).items()
+        section: _loaded(named) for section, named in frozen_models(stage).items()
     }
     model = train_contrastive(
         stage,
@@ -268,3 +229,4 @@ def _mined(stage: MineStage, carried: Carried, folder: RunFolder, out: str) -> N
             )
 
     hosts.from_first(stage.name, work)
+    wait_to_see(join(folder.place, SOURCES))

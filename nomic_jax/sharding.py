@@ -1,8 +1,8 @@
 """Where arrays lie on a mesh of devices: one table for parameters, one axis for rows.
 
     data     batches are split, parameters repeated
-    fsdp     batches and parameters are split (Rajbhandari et al. 2019, ZeRO,
-             arXiv:1910.02054, stage 3; the paper trained with stage 2)
+    fsdp     batches and parameters are split; a step gathers parameters once
+             (Rajbhandari et al. 2019, ZeRO, arXiv:1910.02054, stage 2)
     tensor   heads and the MLP's width are split (Shoeybi et al. 2019, Megatron-LM,
              arXiv:1909.08053, section 3)
 
@@ -17,18 +17,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
-from jax.sharding import (
-    AbstractMesh,
-    AxisType,
-    Mesh,
-    NamedSharding,
-    PartitionSpec,
-)
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nomic_jax.batch import MlmBatch, PairBatch
 
 AXES = ("data", "fsdp", "tensor")
-ROWS = PartitionSpec(("data", "fsdp"))  # of a batch
+ROW_AXES = ("data", "fsdp")
+ROWS = PartitionSpec(ROW_AXES)  # of a batch
 REPEATED = PartitionSpec()
 
 # The first rule that matches the end of a parameter's path places it.
@@ -200,42 +195,53 @@ def put_batch(batch: Batch, mesh: Mesh | None) -> Batch:
 
 
 def over_data(
-    function: Callable[..., Tree], mesh: Mesh | None, *, splits: Sequence[bool]
+    function: Callable[..., Tree],
+    mesh: Mesh | None,
+    *,
+    names: Any,
+    splits: Sequence[bool],
 ) -> Callable[..., Tree]:
-    """Run a function of a model and rows on each data-parallel device's own rows.
+    """Run a function of a model and rows on each device that has rows of its own.
 
-    The first argument is marked as differing between devices before the function sees
-    it. Its gradient is then summed over them once, where the function ends, instead of
-    at each use: once a step, however many microbatches and layers the function has.
+    Each gathers the model's split parameters before the function begins, and marks all
+    as differing between devices. Their gradient is then summed, and each device left
+    with its part, once, where the function ends, not in each microbatch and layer.
 
     Args:
         function: of the model and further arguments; returns arrays whose leading axes
             are those of the rows.
         mesh: None: the function is called as it is.
+        names: a tree of the model's structure with its parameters' paths.
         splits: which of the further arguments are split along their leading axis.
     """
-    if mesh is None or mesh.shape["data"] == 1:
+    if mesh is None or row_parts(mesh) == 1:
         return function
-    if mesh.shape["fsdp"] > 1 and mesh.shape["tensor"] > 1:
-        # XLA (jax 0.10.2) aborts on a lookup in a table that is split over one of two
-        # axes which it places itself beside one that it does not. Left to place all
-        # three it is right, and sums gradients in each microbatch.
-        return function
+    split = {axis for axis in ROW_AXES if mesh.shape[axis] > 1}
+
+    def spec(name: str) -> PartitionSpec:
+        return PartitionSpec(*(a if a in split else None for a in parameter_spec(name)))
+
+    specs = jax.tree.map(spec, names)
 
     def local(model: Any, *arguments: Any) -> Tree:
-        model = jax.tree.map(
-            lambda array: jax.lax.pcast(array, ("data",), to="varying"), model
-        )
-        return function(model, *arguments)
+        return function(jax.tree.map(_whole, model, specs), *arguments)
 
-    split = PartitionSpec("data")
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(REPEATED, *(split if each else REPEATED for each in splits)),
-        out_specs=split,
-        axis_names={"data"},
+        in_specs=(specs, *(ROWS if each else REPEATED for each in splits)),
+        out_specs=ROWS,
+        axis_names=set(ROW_AXES),
     )
+
+
+def _whole(array: jax.Array, spec: PartitionSpec) -> jax.Array:
+    repeated = tuple(axis for axis in ROW_AXES if axis not in spec)
+    array = jax.lax.pcast(array, repeated, to="varying")
+    for place, axis in enumerate(spec):
+        if axis is not None:
+            array = jax.lax.all_gather(array, axis, axis=place, tiled=True)
+    return array
 
 
 def shared(function: Callable[..., Tree], mesh: Mesh | None) -> Callable[..., Tree]:
@@ -248,13 +254,12 @@ def shared(function: Callable[..., Tree], mesh: Mesh | None) -> Callable[..., Tr
     """
     if row_parts(mesh) == 1 or mesh is None:
         return function
-    axes = ("data", "fsdp")
     return jax.shard_map(
-        functools.partial(function, axis=axes),
+        functools.partial(function, axis=ROW_AXES),
         mesh=mesh,
         in_specs=REPEATED,
         out_specs=REPEATED,
-        axis_names=set(axes),
+        axis_names=set(ROW_AXES),
     )
 
 

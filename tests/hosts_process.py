@@ -25,6 +25,13 @@ def refuse():
     raise ValueError("no such text")
 
 
+def fails_on_1():
+    """Fail on one host alone."""
+    if hosts.number() == 1:
+        raise ValueError("no such store")
+    return "fine"
+
+
 def main(port, host):
     """Make the calls in the order that the test reads."""
     hosts.start(f"localhost:{port}", 2, host)
@@ -33,6 +40,10 @@ def main(port, host):
     said(hosts.agree, "versions", {"jax": str(host), "sizes": {"a": 1, "b": host}})
     said(hosts.from_first, "report", lambda: {"made by": host})
     said(hosts.from_first, "mining", refuse)
+    said(hosts.together, "stores", fails_on_1)
+    said(hosts.together, "stores", refuse)
+    said(hosts.together, "stores", lambda: host)
+    said(hosts.agree, f"place {host}", {})
     if host == 1:
         time.sleep(4)  # late, as one that hangs would be
         return

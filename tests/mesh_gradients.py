@@ -5,8 +5,9 @@
 A mesh is DATAxFSDPxTENSOR devices, the first of those that XLA_FLAGS forces; with a
 HOST, half of it is another process's. For each mesh, OUT.MESH.npz gets, for each
 objective and most rows at once (0: all), the loss and the gradient of every parameter;
-OUT.MESH.json what the compiled steps move between devices, and the bytes of the
-parameters on one of them. Meshes and rows come in lists, with commas between.
+OUT.MESH.json what the compiled steps move between devices, the FLOPs of their products
+as compiled and as traced, and the bytes of the parameters on one device. Meshes and
+rows come in lists, with commas between.
 """
 
 import json
@@ -26,6 +27,8 @@ from nomic_jax.data.pairs import PairBatches
 from nomic_jax.data.schedule import Schedule
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
+from nomic_jax.plan.arithmetic import product_flops
+from nomic_jax.plan.program import read_program
 from nomic_jax.sharding import (
     REPEATED,
     MeshConfig,
@@ -104,8 +107,7 @@ def pair_case(mesh):
         host=host,
         hosts=of_hosts,
     )
-    # Dropout is keyed by row, and which text shares a row with which is the mesh's.
-    config = ModelConfig(**SHAPE | {"dropout": 0.0})
+    config = ModelConfig(**SHAPE)
     return (
         lambda: BiEncoder.of(NomicBert(config, rngs=nnx.Rngs(0)), LOSS),
         batches(0).arrays,
@@ -142,6 +144,23 @@ def collectives(program):
     return [
         (kind, shapes, in_loop(name)) for name in found for kind, shapes in found[name]
     ]
+
+
+def compiled_flops(text):
+    """Count the FLOPs of one device's products in a compiled program's text."""
+    program = read_program(text)
+    total = 0
+    for name, runs in program.runs(through_fusions=True).items():
+        instructions = program.computations[name].instructions
+        for each in instructions.values():
+            if each.opcode == "dot":
+                axes = each.text.partition("lhs_contracting_dims={")[2].partition("}")[
+                    0
+                ]
+                left = instructions[each.operands[0]].result[0].sizes
+                summed = math.prod(left[int(axis)] for axis in axes.split(",") if axis)
+                total += 2 * runs.times * math.prod(each.result[0].sizes) * summed
+    return total
 
 
 def main(out, meshes, most_rows, host="-1", port="0"):
@@ -184,10 +203,15 @@ def on_mesh(shape, most_rows):
                 else contrastive_objective(embedding, LOSS, placement)
             )
             step = jax.jit(jax.value_and_grad(objective, has_aux=True))
-            compiled = step.lower(model, placed, jax.random.key(7)).compile()
+            traced = step.trace(model, placed, jax.random.key(7))
+            compiled = traced.lower().compile()
             (loss, _), gradient = compiled(model, placed, jax.random.key(7))
             prefix = f"{case}/{most}/"
             moved[prefix] = collectives(compiled.as_text())
+            moved[prefix + "flops"] = (
+                math.prod(shape) * compiled_flops(compiled.as_text()),
+                product_flops(traced.jaxpr.jaxpr),
+            )
             found[prefix + "loss"] = jax.device_get(loss)
             if jax.process_count() > 1:
                 gradient = jax.jit(lambda tree: tree, out_shardings=everywhere)(

@@ -14,10 +14,11 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     *(
         "config",
-        "hosts",
         "whole_file",
         "storage",
         "folder_copy",
+        "hosts",
+        "shared_folder",
         "backend",
         "own_devices",
         "batch",
@@ -31,6 +32,7 @@ ROOMS = (
         "embed_files",
         "results",
         "held_out",
+        "preflight",
         "recipe",
         "overrides",
         "prepare_command",

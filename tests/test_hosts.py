@@ -89,4 +89,8 @@ def test_two_hosts_agree_or_say_who_differs_and_who_is_missing():
         assert "sizes.b is 0 on host 0 and 1 on host 1" in lines[2]
         assert "sizes.a" not in lines[2]
         assert lines[3:5] == [{"made by": 0}, "no such text"]
-    assert "stores: host 1 of 2 did not come within 1 s" in first[5]
+        # Where work fails on one host, it fails on all; where on all alike, once.
+        assert lines[5:7] == ["stores: host 1: no such store", "no such text"]
+        assert "host 0: place 0; host 1: place 1" in lines[8]
+    assert (first[7], second[7]) == (0, 1)
+    assert "stores: host 1 of 2 did not come within 1 s" in first[9]

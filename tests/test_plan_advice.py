@@ -1,5 +1,6 @@
 import dataclasses
 
+import pytest
 from plan_stages import MLM
 
 from nomic_jax.plan.advice import nearest_fits
@@ -41,13 +42,17 @@ def test_without_a_limit_the_way_down_begins_at_half_of_what_a_device_takes():
     assert tokens[6] is None  # all rows, of each layer the input
 
 
-def test_parameters_are_split_where_activations_are_not_what_is_too_much():
-    stage = dataclasses.replace(WIDE, mesh=MeshConfig(data=-1, tensor=2))
+@pytest.mark.parametrize(
+    "mesh",
+    [MeshConfig(data=-1, tensor=2), MeshConfig(data=8, tensor=-1)],
+)
+def test_parameters_are_split_where_activations_are_not_what_is_too_much(mesh):
+    stage = dataclasses.replace(WIDE, mesh=mesh)
     options, tried = advised(stage, lambda stage: stage.mesh.fsdp >= 4)
+    sizes = "--mlm.mesh.data 2 --mlm.mesh.fsdp 4 --mlm.mesh.tensor 2"
     assert options == [
-        "--mlm.mesh.data -1 --mlm.mesh.fsdp 4",
-        "--mlm.memory.tokens_at_once 64 --mlm.memory.remat full "
-        "--mlm.mesh.data -1 --mlm.mesh.fsdp 4",
+        sizes,
+        f"--mlm.memory.tokens_at_once 64 --mlm.memory.remat full {sizes}",
     ]
     assert all(stage.mesh.shape(16)[2] == 2 for stage in tried)
 

@@ -40,7 +40,7 @@ def pod_here(monkeypatch):
         needed = min(step.rows, at_once // length) * 2**20
         needed /= 2 if memory.remat == "full" else 1
         if needed > 16 * 2**20:
-            return Refusal(f"{needed / 2**20:.0f} MiB needed", needed, 16 * 2**20)
+            return Refusal(f"{needed / 2**20:.0f} MiB needed")
         held = DeviceMemory(
             parameters=0, optimizer=0, batch=0, temporaries=needed, program=0
         )

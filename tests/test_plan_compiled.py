@@ -45,37 +45,29 @@ def test_a_compiled_step_is_accounted_for(step, compiled):
 
 
 def test_a_step_larger_than_the_chip_is_refused_with_the_sizes(step, compiled):
-    small = dataclasses.replace(CHIP, memory=2**20)
-    refusal = compile_step(step, small)
+    refusal = compile_step(step, dataclasses.replace(CHIP, memory=2**23))
     assert isinstance(refusal, Refusal)
-    assert refusal.needed == compiled.memory.total and refusal.available == 2**20
-    assert "parameters 0.00" in refusal.said and "of 0.00 GiB" in refusal.said
+    assert f"{compiled.memory.total / GIB:.2f} GiB needed" in refusal.said
+    assert "parameters 0.00" in refusal.said and "of 0.01 GiB" in refusal.said
 
 
 @pytest.mark.parametrize(
-    ("message", "needed", "available", "said"),
+    ("message", "said"),
     [
         (
             "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required "
             "for HLO temporaries (16.02G) exceeds available HBM (15.75G).",
-            16.02,
-            15.75,
             "16.02 GiB needed for temporaries of 15.75 GiB of HBM",
         ),
         (
             "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in "
             "memory space hbm. Used 900.5M of 1.5G hbm. Exceeded hbm capacity by 3M.",
-            900.5 / 1024,
-            1.5,
             "900.5 MiB needed for all of 1.5 GiB of HBM",
         ),
     ],
 )
-def test_a_compilers_refusal_is_read(message, needed, available, said):
-    refusal = _refusal(message)
-    assert refusal.needed == pytest.approx(needed * GIB)
-    assert refusal.available == pytest.approx(available * GIB)
-    assert refusal.said == said
+def test_a_compilers_refusal_is_read(message, said):
+    assert _refusal(message) == Refusal(said)
 
 
 def test_another_fault_of_the_compiler_is_no_refusal():

@@ -149,6 +149,32 @@ def test_an_mlm_step_reduces_gradients_once(run_on):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("case", ["mlm", "contrastive"])
+@pytest.mark.parametrize("most", [ALL, SOME])
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 4, 1)])
+def test_a_row_is_computed_once_however_rows_are_split(run_on, sizes, case, most):
+    _, moved = run_on(*sizes)
+    computed, traced = moved[f"{case}/{most}/flops"]
+    # Equal where measured; a compiler may drop or repeat a product of next to nothing.
+    assert computed == pytest.approx(traced, rel=0.02)
+    # Nor do rows at once depend on the axis that splits the rows.
+    assert traced == run_on(8, 1, 1)[1][f"{case}/{most}/flops"][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["mlm", "contrastive"])
+@pytest.mark.parametrize("most", [ALL, SOME])
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 4, 1)])
+def test_split_parameters_are_gathered_once_a_step(run_on, sizes, case, most):
+    _, moved = run_on(*sizes)
+    collectives = moved[f"{case}/{most}/"]
+    assert not any(in_loop for _, _, in_loop in collectives)
+    gathered = [shapes for kind, shapes, _ in collectives if kind == "all-gather"]
+    for parameter in ("f32[2,32,3,4,8]", "f32[128,32]"):  # a kernel; the word table
+        assert sum(shapes.count(parameter) for shapes in gathered) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("sizes", "factor"), [((1, 8, 1), 8), ((1, 1, 4), 4)])
 def test_bytes_of_a_device_fall_by_the_axis_that_splits(run_on, sizes, factor):
     _, whole = run_on(1, 1, 1)

@@ -8,7 +8,6 @@ import pytest
 from nomic_jax.training.distillation import (
     TeacherConfig,
     distillation_loss,
-    embedding_mse,
     similarity_kl,
     similarity_mse,
 )
@@ -121,23 +120,6 @@ def test_a_stages_distillation_is_the_nested_loss_in_blocks_or_not(kind, block_s
     assert float(value) == pytest.approx(float(expected), rel=1e-6)
     for one, two in zip(same, gradients, strict=True):
         np.testing.assert_allclose(one, two, atol=1e-5 * float(jnp.abs(two).max()))
-
-
-@pytest.mark.torch
-def test_the_mse_of_embeddings_and_its_gradient_equal_torch():
-    import torch
-
-    student, _, teacher, _ = case(0, 1, teacher_width=12)
-    value, gradient = jax.value_and_grad(embedding_mse)(student, teacher)
-    made = torch.tensor(np.float64(student), requires_grad=True)
-    expected = torch.nn.functional.mse_loss(
-        torch.nn.functional.normalize(made, dim=1),
-        torch.nn.functional.normalize(torch.tensor(np.float64(teacher)), dim=1),
-    )
-    expected.backward()
-    # float32 sums of at most 60 terms.
-    assert float(value) == pytest.approx(expected.item(), rel=1e-6)
-    np.testing.assert_allclose(gradient, made.grad.numpy(), atol=1e-7)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -86,7 +86,7 @@ def write_stores(folder):
     )
 
 
-def mlm_stage(loop, mesh, *, dropout=0.1):
+def mlm_stage(loop, mesh):
     return MlmStage(
         name="mlm",
         model=ModelSize(
@@ -95,7 +95,7 @@ def mlm_stage(loop, mesh, *, dropout=0.1):
             num_heads=2,
             mlp_width=64,
             trained_positions=ROW,
-            dropout=dropout,
+            dropout=0.1,
         ),
         data=MlmData(stores="/", row_length=ROW),
         optimizer=optimizer("linear"),
@@ -187,8 +187,7 @@ def train_stage(
 
     layout = MeshConfig(**(mesh or {}))
     tokenizer = Words()
-    # Dropout is keyed by row, and of packed pairs the rows are the mesh's.
-    start = mlm_stage(loop, layout, dropout=0.1 if name == "mlm" else 0.0)
+    start = mlm_stage(loop, layout)
     model = fresh_model(start, tokenizer, dtype="float32")
     if name == "mlm":
         store = {"rows": Store.open(Path(stores) / "rows")}

@@ -21,7 +21,7 @@ class PairSourceConfig:
     name: str  # of its store
     query_prefix: str  # that its store was prepared with: "search_query: "
     document_prefix: str  # of its negatives too
-    pairs: int  # of an epoch: the first ones of its store, which may hold more
+    pairs: int  # that are used: the first ones of its store, which may hold more
 
     def __post_init__(self) -> None:
         """Refuse a source of nothing.
@@ -82,7 +82,7 @@ def listed_stores(
 def pairs_taken(
     sources: Sequence[PairSourceConfig], stores: Mapping[str, Store]
 ) -> dict[str, int]:
-    """Return of how many records of each store an epoch consists.
+    """Return how many records of each store are used, the first ones.
 
     The published numbers are whole batches of each file of a source, so the files hold
     some thousands more.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from nomic_jax.plan.assumed import TrainingStage, row_length
+from nomic_jax.sharding import MeshConfig
 
 WANTED = 2  # settings to name
 
@@ -58,9 +59,9 @@ def ladders(
         whole = _change(stage, remat=True)
         yield iter([whole, *(_change(stage, tokens=t, remat=True) for t in smaller)])
     wider = list(_wider(stage, devices))
-    yield (_change(stage, fsdp=fsdp) for fsdp in wider)
+    yield (_change(stage, mesh=mesh) for mesh in wider)
     least = smaller[-1] if smaller else None
-    yield (_change(stage, tokens=least, remat=True, fsdp=fsdp) for fsdp in wider)
+    yield (_change(stage, tokens=least, remat=True, mesh=mesh) for mesh in wider)
 
 
 def _tokens(stage: TrainingStage, rows: int) -> Iterator[int]:
@@ -72,12 +73,12 @@ def _tokens(stage: TrainingStage, rows: int) -> Iterator[int]:
         yield held * length
 
 
-def _wider(stage: TrainingStage, devices: int) -> Iterator[int]:
-    """Yield larger fsdp axes that divide the devices."""
+def _wider(stage: TrainingStage, devices: int) -> Iterator[MeshConfig]:
+    """Yield meshes with larger fsdp axes; none of their sizes is "the rest"."""
     data, fsdp, tensor = stage.mesh.shape(devices)
     while data % 2 == 0:
         data, fsdp = data // 2, fsdp * 2
-        yield fsdp
+        yield MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
 
 
 def _change(
@@ -85,19 +86,18 @@ def _change(
     *,
     tokens: int | None = None,
     remat: bool = False,
-    fsdp: int | None = None,
+    mesh: MeshConfig | None = None,
 ) -> Setting:
-    memory, mesh, options = stage.memory, stage.mesh, {}
+    memory, options = stage.memory, {}
     if tokens is not None:
         memory = dataclasses.replace(memory, tokens_at_once=tokens)
         options["memory.tokens_at_once"] = tokens
     if remat and memory.remat != "full":
         memory = dataclasses.replace(memory, remat="full")
         options["memory.remat"] = "full"
-    if fsdp is not None:
-        mesh = dataclasses.replace(mesh, data=-1, fsdp=fsdp)
-        options["mesh.data"] = -1
-        options["mesh.fsdp"] = fsdp
+    if mesh is not None:
+        sizes = dataclasses.asdict(mesh).items()
+        options |= {f"mesh.{axis}": size for axis, size in sizes}
     said = [f"--{stage.name}.{name} {value}" for name, value in options.items()]
-    changed = dataclasses.replace(stage, memory=memory, mesh=mesh)
+    changed = dataclasses.replace(stage, memory=memory, mesh=mesh or stage.mesh)
     return Setting(changed, " ".join(said))

@@ -1,7 +1,9 @@
 """What the makers say of their chips, as devices in the sense of JAX.
 
 TPUs: Google Cloud's pages on each version's system architecture; their memory is what
-the compiler lets a program have of it. GPUs: NVIDIA's data sheets of the SXM forms.
+the compiler lets a program have of it. GPUs: NVIDIA's data sheets of the SXM forms;
+their gigabytes are taken as 10^9 bytes, less than the cards have, since the driver and
+CUDA take some.
 """
 
 import dataclasses
@@ -79,7 +81,7 @@ CHIPS: dict[str, Chip] = {
             name="a100",
             platform="cuda",
             peak=PEAK_FLOPS["NVIDIA A100"],
-            memory=79.25 * GIB,
+            memory=80e9,
             memory_bandwidth=2039e9,
             link_bandwidth=300e9,
             compute_capability=(8, 0),
@@ -92,7 +94,7 @@ CHIPS: dict[str, Chip] = {
             name="h100",
             platform="cuda",
             peak=PEAK_FLOPS["NVIDIA H100"],
-            memory=79.1 * GIB,
+            memory=80e9,
             memory_bandwidth=3352e9,
             link_bandwidth=450e9,
             compute_capability=(9, 0),
@@ -105,7 +107,7 @@ CHIPS: dict[str, Chip] = {
             name="h200",
             platform="cuda",
             peak=PEAK_FLOPS["NVIDIA H200"],
-            memory=141 * GIB,
+            memory=141e9,
             memory_bandwidth=4800e9,
             link_bandwidth=450e9,
             compute_capability=(9, 0),

@@ -50,8 +50,6 @@ class Refusal:
     """Why a step does not fit a device."""
 
     said: str  # the sizes
-    needed: float  # bytes
-    available: float
 
 
 def compile_step(step: Step, chip: Chip) -> Compiled | Refusal:
@@ -87,7 +85,7 @@ def compile_step(step: Step, chip: Chip) -> Compiled | Refusal:
             f"{memory.total / GIB:.2f} GiB needed ({listed(memory)}) of "
             f"{chip.memory / GIB:.2f} GiB"
         )
-        return Refusal(said, memory.total, chip.memory)
+        return Refusal(said)
     program = read_program(compiled.as_text())
     devices = 1 if step.mesh is None else step.mesh.size
     return Compiled(
@@ -116,7 +114,6 @@ def listed(memory: DeviceMemory) -> str:
 
 
 _SIZE = r"([\d.]+)([KMGT]?)"
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def _refusal(message: str) -> Refusal:
@@ -136,9 +133,7 @@ def _refusal(message: str) -> Refusal:
             said = (
                 f"{needed} {unit}iB needed for {kind} of {available} {other}iB of HBM"
             )
-            return Refusal(
-                said, float(needed) * _UNITS[unit], float(available) * _UNITS[other]
-            )
+            return Refusal(said)
     if "RESOURCE_EXHAUSTED" in message:
-        return Refusal(first, math.nan, math.nan)
+        return Refusal(first)
     raise ValueError(f"the compiler refuses the step: {first}")

@@ -134,18 +134,6 @@ def similarity_mse(
     return _mse_by_query(query, document, teacher_query, teacher_document).mean()
 
 
-def embedding_mse(
-    student: Float[Array, "N E"], teacher: Float[Array, "N E"]
-) -> Float32[Array, ""]:
-    """Mean of `(s - t) ** 2` over the entries of unit vectors of the same width.
-
-    Reimers and Gurevych 2020 (arXiv:2004.09813, equation 1), of one side; add the loss
-    of queries to that of documents.
-    """
-    teacher = jax.lax.stop_gradient(_unit(teacher))
-    return jnp.square(_unit(student) - teacher).mean()
-
-
 def _kl_by_query(
     query: Float[Array, "Q E"],
     document: Float[Array, "M E"],

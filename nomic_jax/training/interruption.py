@@ -1,10 +1,15 @@
 """SIGTERM and SIGINT, as a question that all hosts answer alike after a step."""
 
+import itertools
 import os
 import signal
 from typing import Any
 
 import jax
+
+# Steps of this process, of all its stages: JAX agrees on one that is yet to come, so
+# that a signal between two stages stops the next one after its first step.
+_steps = itertools.count(1)
 
 
 class Interruption:
@@ -35,12 +40,12 @@ class Interruption:
             if self.shared:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    def asked_for(self, step: int) -> bool:
+    def asked(self) -> bool:
         """Say whether to stop after this step; to be asked once after each."""
         if self.shared:
             from jax.experimental import multihost_utils
 
-            return multihost_utils.reached_preemption_sync_point(step)
+            return multihost_utils.reached_preemption_sync_point(next(_steps))
         return self.by is not None
 
     def __exit__(self, *_: object) -> None:

@@ -138,6 +138,8 @@ def train(
         if start >= config.steps:
             return state
         file = MetricsFile(folder.metrics_file, after=start) if writes else None
+        if file is not None:
+            stack.callback(file.flush)  # what explains a failure, too
         trackers = open_trackers(
             folder.place,
             name=name,
@@ -179,7 +181,7 @@ def train(
             if step % config.log_every == 0:
                 watch.write()
             watch.add(done, batch, metrics)
-            stop = asked.asked_for(done)
+            stop = asked.asked()
             measured: dict[str, float] = {}
             if evaluate is not None and _every(config.evaluate_every, done):
                 with watch.spending("evaluation"):

@@ -121,5 +121,9 @@ def state_places(state: Any, mesh: Mesh) -> Any:
     Raises:
         ValueError: an axis of the mesh does not divide an array's.
     """
-    names = jax.tree_util.tree_map_with_path(lambda p, _: parameter_name(p), state)
-    return shardings(state, names, mesh)
+    return shardings(state, parameter_names(state), mesh)
+
+
+def parameter_names(state: Any) -> Any:
+    """Return a state's structure with the name of each array in its place."""
+    return jax.tree_util.tree_map_with_path(lambda p, _: parameter_name(p), state)

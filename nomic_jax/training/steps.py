@@ -32,7 +32,7 @@ from nomic_jax.training.losses import (
 )
 from nomic_jax.training.microbatches import in_microbatches
 from nomic_jax.training.optimizer import like_named, named_arrays
-from nomic_jax.training.placement import Placement, keep_placed
+from nomic_jax.training.placement import Placement, keep_placed, parameter_names
 from nomic_jax.training.vectors import pair_vectors
 
 Metrics: TypeAlias = Mapping[str, Float32[Array, ""]]
@@ -141,7 +141,12 @@ def mlm_objective(placement: Placement = ONE_DEVICE) -> Objective:
             return in_microbatches(one, (batch, numbers), most=placement.most_rows)
 
         batch = jax.tree.map(jnp.asarray, batch)
-        everywhere = over_data(sums, placement.mesh, splits=(True, True, False))
+        everywhere = over_data(
+            sums,
+            placement.mesh,
+            names=parameter_names(model),
+            splits=(True, True, False),
+        )
         totals, counts = everywhere(
             model, batch, row_numbers(len(batch.tokens.ids)), key
         )

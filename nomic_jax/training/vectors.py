@@ -14,7 +14,7 @@ from nomic_jax.model.pooling import embed_packed
 from nomic_jax.sharding import REPEATED, constrain, over_data
 from nomic_jax.training.dropout_keys import text_numbers, token_keys
 from nomic_jax.training.microbatches import in_microbatches
-from nomic_jax.training.placement import Placement
+from nomic_jax.training.placement import Placement, parameter_names
 
 
 def pair_vectors(
@@ -53,7 +53,12 @@ def pair_vectors(
         return jnp.take_along_axis(found, slots[..., None], axis=1)  # P C D
 
     mesh = placement.mesh
-    everywhere = over_data(of_rows, mesh, splits=(True, True, True, False))
+    everywhere = over_data(
+        of_rows,
+        mesh,
+        names=parameter_names(encoder),
+        splits=(True, True, True, False),
+    )
     numbers = text_numbers(batch)
     found = everywhere(encoder, batch.texts, batch.slots, numbers, key)
     found = constrain(found.reshape(-1, found.shape[-1]), mesh, REPEATED)
