@@ -105,10 +105,13 @@ class ModelConfig(JsonConfig):
     num_layers: int
     width: int  # of the residual stream
     num_heads: int
-    mlp_width: int  # of the SwiGLU product, between the two matmuls
+    mlp_width: int  # between the MLP's matmuls
     layer_norm_epsilon: float
-    rope_base: float  # theta; 1000 in every released dense model
+    rope_base: float | None  # theta; 1000 in v1 and v1.5; None: absolute positions
     trained_positions: int  # longest text seen in training, L of Dynamic NTK
+    activation: Literal["swiglu", "gelu"] = "swiglu"  # of the MLP; BERT's is GELU
+    bias: bool = False  # of the linear layers; BERT, XLM-R and v2 have them
+    first_position: int = 0  # row of the absolute table of a first token; 2 in XLM-R
     rope_scaling_factor: float | None = None  # alpha of Dynamic NTK; None: plain RoPE
     pad_token_id: int = 0
     dropout: float = 0.0  # after the embeddings and on both residual branches
@@ -138,6 +141,18 @@ class ModelConfig(JsonConfig):
             problems.append(
                 f"rope_scaling_factor={self.rope_scaling_factor} must be at least 1"
             )
+        if self.rope_base is None and self.rope_scaling_factor is not None:
+            problems.append(
+                f"rope_scaling_factor={self.rope_scaling_factor} needs rope_base: "
+                "absolute positions cannot be stretched"
+            )
+        if self.rope_base is not None and self.first_position:
+            problems.append(
+                f"first_position={self.first_position} is of absolute positions; "
+                "set rope_base=None"
+            )
+        if self.activation not in ("swiglu", "gelu"):
+            problems.append(f"activation={self.activation!r} must be swiglu or gelu")
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout={self.dropout} must be in [0, 1)")
         if not 0 <= self.pad_token_id < max(self.vocab_size, 1):

@@ -55,7 +55,7 @@ def blocks_in_a_loop(model, tokens):
     states = [x]
     for index in range(model.config.num_layers):
         block = jax.tree.map(lambda weights, i=index: weights[i], model.blocks)
-        x = block(x, segment_ids, *turns)
+        x = block(x, segment_ids, turns)
         states.append(x)
     return states
 

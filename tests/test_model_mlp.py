@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from nomic_jax.model.mlp import SwiGlu
+from nomic_jax.model.mlp import Mlp
 
 
 def test_the_silu_is_on_the_gate_alone(tiny_config):
-    layer = SwiGlu(tiny_config, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
+    layer = Mlp(tiny_config, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
     up, gate, down = (
         np.asarray(linear.kernel.get_value(), np.float64)
         for linear in (layer.up, layer.gate, layer.down)

@@ -33,6 +33,13 @@ KEYS: Mapping[str, tuple[str, str, Any]] = {
 _FLOATS = ("layer_norm_epsilon", "rope_base", "dropout", "initializer_range")
 _FLOATS += ("rope_scaling_factor",)
 
+# What every NomicBERT has, whatever its keys say.
+NOMIC_BERT: Mapping[str, Any] = {
+    "activation": "swiglu",
+    "bias": False,
+    "first_position": 0,
+}
+
 # Keys that this encoder implements one choice of: any other value is refused.
 FIXED: Mapping[str, tuple[Any, ...]] = {
     # Nomic's
@@ -138,7 +145,7 @@ def read_config_keys(
         else:
             fields[field] = absent
     problems += _refusals(values, fields)
-    return fields, problems
+    return {**fields, **NOMIC_BERT}, problems
 
 
 def native_style(values: Mapping[str, Any]) -> bool:

@@ -123,7 +123,17 @@ NATIVE_NAMES: Mapping[str, tuple[str, ...]] = {
 
 
 def rules_for(config: ModelConfig) -> tuple[Rule, ...]:
-    """Return the rows that a model of this config has."""
+    """Return the rows that a model of this config has.
+
+    Raises:
+        ValueError: it is no NomicBERT, whose parameters alone have names here.
+    """
+    if config.activation != "swiglu" or config.bias or config.rope_base is None:
+        raise ValueError(
+            f"activation={config.activation!r}, bias={config.bias}, rope_base="
+            f"{config.rope_base}: checkpoints hold NomicBERT, with swiglu, no biases "
+            "and rotary positions"
+        )
     head = HEAD_RULES if config.head == "mlm" else ()
     return ENCODER_RULES + head + (HEAD_BIAS_RULES if config.head_bias else ())
 

@@ -4,14 +4,16 @@ Vaswani et al. 2017 (arXiv:1706.03762), section 3.2, with rotary positions. The 
 holds queries, keys and values in one matrix, as the published checkpoints do.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Int
 
 from nomic_jax.config import ModelConfig
-from nomic_jax.model.linear import Linear, project
-from nomic_jax.model.rope import rotate
+from nomic_jax.model.linear import Linear, project, with_bias
+from nomic_jax.model.rope import Turns, rotate
 
 # Longer rows are cut into blocks of queries: the scores of one head and block, 512 x
 # 8192 in float32, are 16 MB, where those of a whole row and twelve heads are 3 GB.
@@ -90,27 +92,34 @@ def _attend_head(q, query_segments, k, v, key_segments):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention without biases."""
+    """Multi-head self-attention."""
 
     def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         """Draw fresh weights from N(0, initializer_range)."""
         width, heads = (config.width,), (config.num_heads, config.head_width)
-        deviation = config.initializer_range
-        self.qkv = Linear(
-            width, (3, *heads), deviation=deviation, dtype=dtype, rngs=rngs
+        linear = functools.partial(
+            Linear,
+            deviation=config.initializer_range,
+            bias=config.bias,
+            dtype=dtype,
+            rngs=rngs,
         )
-        self.out = Linear(heads, width, deviation=deviation, dtype=dtype, rngs=rngs)
+        self.qkv = linear(width, (3, *heads))
+        self.out = linear(heads, width)
 
     def __call__(
         self,
         x: Float[Array, "B S D"],
         segment_ids: Int[Array, "B S"],
-        cos: Float32[Array, "B S half"],
-        sin: Float32[Array, "B S half"],
+        turns: Turns | None,
     ) -> Float[Array, "B S D"]:
-        """Mix the tokens of each segment."""
+        """Mix the tokens of each segment; `turns` are those of rotary positions."""
         x = x.astype(self.qkv.dtype)
         # One product each: split from a common one they would have to be copied out.
         q, k, v = (project(x, self.qkv.kernel[:, i]) for i in range(3))  # B S H K
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if self.qkv.bias is not None:
+            biases = self.qkv.bias[...]
+            q, k, v = (with_bias(y, biases[i]) for i, y in enumerate((q, k, v)))
+        if turns is not None:
+            q, k = rotate(q, *turns), rotate(k, *turns)
         return self.out(attend(q, k, v, segment_ids))

@@ -1,10 +1,12 @@
-"""NomicBERT: a post-norm BERT with rotary positions and SwiGLU, its layers scanned.
+"""NomicBERT and BERT: post-norm encoders whose layers are scanned.
 
-    h = LN(word[ids] + type[type_ids])
+    h = LN(word[ids] + type[type_ids]  (+ position[place in the text]))
     h = LN(h + attention(h));  h = LN(h + mlp(h))        for each layer, no final norm
 
-Nussbaum et al. 2024 (arXiv:2402.01613), section 3. The parameters of all layers are
-stacked on a leading axis, so there is one array per kind of parameter.
+NomicBERT has rotary positions, SwiGLU and no biases (Nussbaum et al. 2024,
+arXiv:2402.01613, section 3); BERT and XLM-R have absolute positions, GELU and biases
+(Devlin et al. 2018, arXiv:1810.04805). The parameters of all layers are stacked on a
+leading axis, so there is one array per kind of parameter.
 """
 
 from typing import Literal
@@ -12,13 +14,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
-from nomic_jax.batch import Tokens
+from nomic_jax.batch import Tokens, positions_and_lengths
 from nomic_jax.config import ModelConfig
 from nomic_jax.model.attention import Attention
-from nomic_jax.model.mlp import SwiGlu
-from nomic_jax.model.rope import rotations
+from nomic_jax.model.mlp import Mlp
+from nomic_jax.model.rope import Turns, rotations
 
 FLOAT32 = jnp.dtype("float32")
 
@@ -44,21 +46,20 @@ class Block(nnx.Module):
         """Draw fresh weights."""
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
         self.attention_norm = layer_norm(config, rngs)
-        self.mlp = SwiGlu(config, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
         self.mlp_norm = layer_norm(config, rngs)
         self.dropout = config.dropout
 
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        segment_ids,
-        cos,
-        sin,
+        segment_ids: Int[Array, "B S"],
+        turns: Turns | None,
         dropout_keys: Key[Array, "B S"] | None = None,
     ) -> Float[Array, "B S D"]:
         """Apply the layer; the arguments after `x` are those of `Attention`."""
         for_attention, for_mlp = _split(dropout_keys, 2)
-        mixed = self.attention(x, segment_ids, cos, sin)
+        mixed = self.attention(x, segment_ids, turns)
         mixed = drop(mixed, self.dropout, for_attention)
         x = self.attention_norm(x + mixed).astype(x.dtype)
         mixed = drop(self.mlp(x), self.dropout, for_mlp)
@@ -66,7 +67,7 @@ class Block(nnx.Module):
 
 
 class NomicBert(nnx.Module):
-    """The dense encoder, usable as a pytree under `jax.jit`, `jax.grad` and friends.
+    """The encoder, usable as a pytree under `jax.jit`, `jax.grad` and friends.
 
     Weights are float32. `dtype` is what matmuls run in: float32 by default, bfloat16
     for accelerators; norms, softmax and rotations are float32 either way.
@@ -94,6 +95,12 @@ class NomicBert(nnx.Module):
         )
         self.type_embedding = nnx.Embed(
             config.type_vocab_size, config.width, embedding_init=init, rngs=rngs
+        )
+        rows = config.first_position + config.trained_positions
+        self.position_embedding = (
+            nnx.Embed(rows, config.width, embedding_init=init, rngs=rngs)
+            if config.rope_base is None
+            else None
         )
         self.embedding_norm = layer_norm(config, rngs)
         self.blocks = jax.vmap(
@@ -124,14 +131,19 @@ class NomicBert(nnx.Module):
         x = self.word_embedding.embedding[...][tokens.ids]
         types = self.type_embedding.embedding[...]
         x += types[None, :1] if tokens.type_ids is None else types[tokens.type_ids]
+        turns = None
+        if self.position_embedding is None:
+            turns = rotations(config, segment_ids)
+        else:
+            places = config.first_position + positions_and_lengths(segment_ids)[0]
+            x += self.position_embedding.embedding[...][places]
         before, within = _split(dropout_keys, 2)
         x = drop(self.embedding_norm(x).astype(self.dtype), config.dropout, before)
-        cos, sin = rotations(config, segment_ids)
 
         def layer(x, block_and_index):
             block, index = block_and_index
             keys = None if within is None else _fold(within, index)
-            return block(x, segment_ids, cos, sin, keys), None
+            return block(x, segment_ids, turns, keys), None
 
         if self.remat == "full":
             layer = jax.checkpoint(layer)
@@ -164,6 +176,11 @@ def _fold(keys, number):
 
 
 def _check_length(config: ModelConfig, length: int) -> None:
+    if config.rope_base is None:
+        raise ValueError(
+            f"rows of {length} tokens exceed the {config.trained_positions} absolute "
+            "positions of the model; cut them"
+        )
     if config.rope_scaling_factor is None:
         raise ValueError(
             f"rows of {length} tokens exceed the {config.trained_positions} the model "

@@ -1,4 +1,4 @@
-"""A bias-free linear layer over tokens, as one two-dimensional product.
+"""A linear layer over tokens, as one two-dimensional product.
 
 XLA on CPU takes twice as long over a weight's gradient when the product contracts rows
 and columns as two axes than when it contracts tokens as one.
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 
 class Linear(nnx.Module):
-    """A kernel of shape `inputs + outputs`, drawn from N(0, deviation)."""
+    """A kernel of shape `inputs + outputs`, from N(0, deviation), and maybe a bias."""
 
     def __init__(
         self,
@@ -20,18 +20,21 @@ class Linear(nnx.Module):
         outputs: tuple[int, ...],
         *,
         deviation: float,
+        bias: bool,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        """Draw a fresh kernel; `dtype` is what the product runs in."""
+        """Draw a fresh kernel; `dtype` is what the product runs in. A bias is zero."""
         draw = nnx.initializers.normal(deviation)
         self.kernel = nnx.Param(draw(rngs.params(), inputs + outputs))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
         self.num_inputs = len(inputs)
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Contract the last axes of `x`, the inputs, with the kernel's first."""
-        return project(x.astype(self.dtype), self.kernel[...], self.num_inputs)
+        x = project(x.astype(self.dtype), self.kernel[...], self.num_inputs)
+        return x if self.bias is None else with_bias(x, self.bias[...])
 
 
 def project(
@@ -42,3 +45,8 @@ def project(
     matrix = kernel.astype(x.dtype).reshape(width, -1)
     tokens, outputs = x.shape[: x.ndim - num_inputs], kernel.shape[num_inputs:]
     return (x.reshape(-1, width) @ matrix).reshape(*tokens, *outputs)
+
+
+def with_bias(x: Float[Array, "..."], bias: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Add a bias to the last axes of every token, in the type of the product."""
+    return x + jnp.broadcast_to(bias.astype(x.dtype), x.shape)

@@ -6,12 +6,17 @@ tokens; a longer text of `n` tokens gets `base * (alpha*n/L - (alpha-1))**(K/(K-
 (Nomic Embed, arXiv:2402.01613, section 3.2).
 """
 
+from typing import TypeAlias
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from nomic_jax.batch import positions_and_lengths
 from nomic_jax.config import ModelConfig
+
+# Cosines and sines by which each token turns, each [B S half].
+Turns: TypeAlias = tuple[Float32[Array, "B S half"], Float32[Array, "B S half"]]
 
 
 def inverse_frequencies(
@@ -24,6 +29,7 @@ def inverse_frequencies(
     Each step is rounded to float32 as in PyTorch, with which the published models were
     trained: a last place here moves the hidden states of token 2,000 by 4e-4.
     """
+    assert config.rope_base is not None, "absolute positions do not turn"
     width, trained = config.head_width, config.trained_positions
     single, double = np.float32, np.float64
     bases = np.full(1, config.rope_base, single)
@@ -37,9 +43,7 @@ def inverse_frequencies(
     return single(1) / (bases.astype(double)[:, None] ** exponents).astype(single)
 
 
-def rotations(
-    config: ModelConfig, segment_ids: Int[Array, "B S"]
-) -> tuple[Float32[Array, "B S half"], Float32[Array, "B S half"]]:
+def rotations(config: ModelConfig, segment_ids: Int[Array, "B S"]) -> Turns:
     """Return the cosines and sines by which each token's query and key turn.
 
     They depend on the token's place in its own text and on that text's own length;

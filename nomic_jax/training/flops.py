@@ -1,11 +1,12 @@
 """Model FLOPs of a training step, counted from the architecture, and chips' peaks.
 
-Per token and layer: 8 D^2 for the four projections of attention, 6 D F for the gated
-MLP of width F, and 4 D n for the scores and their sum over the n tokens of its own
-text. The MLM head adds 2 D (D + V) for each masked position. A multiplication with its
-addition counts as 2, and the backward pass as twice the forward (Kaplan et al. 2020,
-arXiv:2001.08361, section 2.1; MFU: Chowdhery et al. 2022, arXiv:2204.02311, appendix
-B). What is recomputed to save memory, and padding, do not count.
+Per token and layer: 8 D^2 for the four projections of attention, 6 D F for a gated MLP
+of width F and 4 D F for a plain one, and 4 D n for the scores and their sum over the n
+tokens of its own text. The MLM head adds 2 D (D + V) for each masked position. A
+multiplication with its addition counts as 2, and the backward pass as twice the forward
+(Kaplan et al. 2020, arXiv:2001.08361, section 2.1; MFU: Chowdhery et al. 2022,
+arXiv:2204.02311, appendix B). What is recomputed to save memory, and padding, do not
+count.
 """
 
 import jax
@@ -59,7 +60,8 @@ def forward_flops(
         masked: positions that go through the MLM head.
     """
     width = config.width
-    layer = tokens * (8 * width**2 + 6 * width * config.mlp_width)
+    matmuls = 3 if config.activation == "swiglu" else 2
+    layer = tokens * (8 * width**2 + 2 * matmuls * width * config.mlp_width)
     attention = 4 * width * attended
     head = 2 * width * (width + config.vocab_size) * masked
     return float(config.num_layers * (layer + attention) + head)
