@@ -18,7 +18,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 PADDING = 0  # the segment id of columns that hold no token
 
@@ -118,12 +118,39 @@ class PairBatch:
     document_ids: Int[Array | np.ndarray, "P C 2"]
 
 
+@as_pytree
+@dataclasses.dataclass(frozen=True)
+class MaskedTokens:
+    """What rows said where they are masked; see `MlmBatch`."""
+
+    positions: Int[Array | np.ndarray, "B N"]
+    targets: Int[Array | np.ndarray, "B N"]
+    weights: Bool[Array | np.ndarray, "B N"]
+
+
+@as_pytree
+@dataclasses.dataclass(frozen=True)
+class TaskBatch:
+    """Texts, and what a head is to say of them.
+
+    An example is a row of `tokens`, or as many rows side by side as any question of the
+    data has choices; a choice that a question lacks is a row of padding.
+    """
+
+    tokens: Tokens
+    # The right class, the targets, or where an answer starts and ends; of each token,
+    # -1 where none is asked for.
+    labels: Int[Array | np.ndarray, "B *each"] | Float[Array | np.ndarray, "B *each"]
+    weights: Bool[Array | np.ndarray, "B"]  # which examples count
+    masked: MaskedTokens | None = None  # None: nothing is masked
+
+
 @dataclasses.dataclass(frozen=True)
 class StepBatch:
     """A step's arrays, on the host, with what is said about them."""
 
     source: str
-    arrays: "MlmBatch | PairBatch"
+    arrays: "MlmBatch | PairBatch | TaskBatch"
     num_tokens: int  # real ones
     num_columns: int  # of all rows, padding counted
 

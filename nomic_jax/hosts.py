@@ -17,7 +17,7 @@ import jax
 # The service has no public name; Orbax and Flax take it from here as well.
 from jax._src import distributed
 
-from nomic_jax.config import differing_fields
+from nomic_jax.fields import differing_fields
 
 HEARTBEAT_SECONDS = 25  # without a sign of a host, after which JAX ends the others
 AGREE_SECONDS = 300.0  # for all hosts to come to the same place

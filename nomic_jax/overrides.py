@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nomic_jax.config import nearest
+from nomic_jax.fields import nearest
 from nomic_jax.stages import Stage
 from nomic_jax.training.accumulation import (
     asks_for_accumulation,

@@ -1,44 +1,36 @@
-"""Where arrays lie on a mesh of devices: one table for parameters, one axis for rows.
+"""A mesh of devices, the rows that each takes, and what runs on each.
 
     data     batches are split, parameters repeated
     fsdp     batches and parameters are split; a step gathers parameters once
              (Rajbhandari et al. 2019, ZeRO, arXiv:1910.02054, stage 2)
+    expert   experts are split: each device computes what its own make of all its rows'
+             tokens, and a layer sums over devices (the parameters' layout of Lepikhin
+             et al. 2020, GShard, arXiv:2006.16668, section 3.2; tokens stay)
     tensor   heads and the MLP's width are split (Shoeybi et al. 2019, Megatron-LM,
              arXiv:1909.08053, section 3)
 
-Modules know nothing of it: the rules name parameters by their paths.
+Modules know nothing of it: `sharding_rules` names parameters by their paths.
 """
 
 import dataclasses
 import functools
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from nomic_jax.batch import MlmBatch, PairBatch
+from nomic_jax.batch import MlmBatch, PairBatch, TaskBatch
+from nomic_jax.sharding_rules import EXPERT, REPEATED, parameter_spec
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", EXPERT, "tensor")
 ROW_AXES = ("data", "fsdp")
+OWN_AXES = (*ROW_AXES, EXPERT)  # along which devices run programs of their own
 ROWS = PartitionSpec(ROW_AXES)  # of a batch
-REPEATED = PartitionSpec()
-
-# The first rule that matches the end of a parameter's path places it.
-RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"word_embedding\.embedding", PartitionSpec("fsdp")),  # V D
-    (r"attention\.qkv\.kernel", PartitionSpec(None, "fsdp", None, "tensor")),  # LD3HK
-    (r"attention\.out\.kernel", PartitionSpec(None, "tensor", None, "fsdp")),  # LHKD
-    (r"mlp\.(gate|up)\.kernel", PartitionSpec(None, "fsdp", "tensor")),  # L D width
-    (r"mlp\.down\.kernel", PartitionSpec(None, "tensor", "fsdp")),  # L width D
-    (r"head\.dense\.kernel", PartitionSpec("fsdp")),  # D D
-    (r"", REPEATED),  # norms, biases, token types, counts
-)
 
 Tree = TypeVar("Tree")
-Batch = TypeVar("Batch", MlmBatch, PairBatch)
+Batch = TypeVar("Batch", MlmBatch, PairBatch, TaskBatch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +39,7 @@ class MeshConfig:
 
     data: int = -1
     fsdp: int = 1
+    expert: int = 1
     tensor: int = 1
 
     def __post_init__(self) -> None:
@@ -64,22 +57,25 @@ class MeshConfig:
         if list(sizes.values()).count(-1) > 1:
             raise ValueError(f"mesh {sizes}: only one axis can take the rest (-1)")
 
-    def shape(self, devices: int) -> tuple[int, int, int]:
+    def shape(self, devices: int) -> tuple[int, int, int, int]:
         """Return the sizes along `AXES` for a number of devices.
 
         Raises:
             ValueError: the sizes do not multiply to the devices.
         """
-        sizes = [self.data, self.fsdp, self.tensor]
-        fixed = math.prod(size for size in sizes if size != -1)
-        if devices % fixed or (-1 not in sizes and fixed != devices):
+        sizes = dataclasses.asdict(self)
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        if devices % fixed or (-1 not in sizes.values() and fixed != devices):
+            given = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
             raise ValueError(
-                f"a mesh of data={self.data}, fsdp={self.fsdp}, tensor={self.tensor} "
-                f"does not fit {devices} devices: the sizes must multiply to them, "
-                "-1 standing for the rest"
+                f"a mesh of {given} does not fit {devices} devices: the sizes must "
+                "multiply to them, -1 standing for the rest"
             )
-        data, fsdp, tensor = (devices // fixed if s == -1 else s for s in sizes)
-        return data, fsdp, tensor
+        rest = devices // fixed
+        data, fsdp, expert, tensor = (
+            rest if size == -1 else size for size in sizes.values()
+        )
+        return data, fsdp, expert, tensor
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh | None:
@@ -133,44 +129,6 @@ def host_share(mesh: Mesh | None) -> tuple[int, int]:
     return mine[0] // len(mine), parts // len(mine)
 
 
-def parameter_spec(path: str) -> PartitionSpec:
-    """Return the rule for a parameter, or a moment of it, by its path."""
-    return next(spec for rule, spec in RULES if re.search(rule + "$", path))
-
-
-def shardings(tree: Any, names: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """Return the sharding of each array of a state.
-
-    Args:
-        tree: arrays or their shapes.
-        names: a tree of the same structure with the arrays' paths.
-        mesh: with the axes `AXES`.
-
-    Raises:
-        ValueError: an axis of the mesh does not divide the axis it splits; all such
-            arrays are named.
-    """
-    problems = []
-
-    def one(array: jax.Array | jax.ShapeDtypeStruct, name: str) -> NamedSharding:
-        spec = parameter_spec(name)
-        for size, axis in zip(array.shape, spec, strict=False):
-            if axis is not None and size % mesh.shape[axis]:
-                problems.append(
-                    f"{name} has shape {array.shape}, of which {size} does not split "
-                    f"over {axis}={mesh.shape[axis]}"
-                )
-        return NamedSharding(mesh, spec)
-
-    placed = jax.tree.map(one, tree, names)
-    if problems:
-        raise ValueError(
-            f"the mesh does not fit the model: {'; '.join(problems)}; choose an axis "
-            "that divides them"
-        )
-    return placed
-
-
 def batch_specs(batch: Batch) -> Batch:
     """Return the spec of each array of a batch: rows are split, places repeated."""
     specs = jax.tree.map(lambda _: ROWS, batch)
@@ -207,6 +165,10 @@ def over_data(
     as differing between devices. Their gradient is then summed, and each device left
     with its part, once, where the function ends, not in each microbatch and layer.
 
+    Devices along the expert axis have the same rows, and of the experts each a part.
+    Only these are marked as differing along it: what else the model holds, and all
+    that it computes, is the same on each, and `model.moe` sums over what differs.
+
     Args:
         function: of the model and further arguments; returns arrays whose leading axes
             are those of the rows.
@@ -214,9 +176,9 @@ def over_data(
         names: a tree of the model's structure with its parameters' paths.
         splits: which of the further arguments are split along their leading axis.
     """
-    if mesh is None or row_parts(mesh) == 1:
+    if mesh is None or math.prod(mesh.shape[axis] for axis in OWN_AXES) == 1:
         return function
-    split = {axis for axis in ROW_AXES if mesh.shape[axis] > 1}
+    split = {axis for axis in OWN_AXES if mesh.shape[axis] > 1}
 
     def spec(name: str) -> PartitionSpec:
         return PartitionSpec(*(a if a in split else None for a in parameter_spec(name)))
@@ -224,22 +186,23 @@ def over_data(
     specs = jax.tree.map(spec, names)
 
     def local(model: Any, *arguments: Any) -> Tree:
-        return function(jax.tree.map(_whole, model, specs), *arguments)
+        return function(jax.tree.map(_gathered, model, specs), *arguments)
 
     return jax.shard_map(
         local,
         mesh=mesh,
         in_specs=(specs, *(ROWS if each else REPEATED for each in splits)),
         out_specs=ROWS,
-        axis_names=set(ROW_AXES),
+        axis_names=set(OWN_AXES),
     )
 
 
-def _whole(array: jax.Array, spec: PartitionSpec) -> jax.Array:
+def _gathered(array: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """Gather a parameter along the axes of rows."""
     repeated = tuple(axis for axis in ROW_AXES if axis not in spec)
     array = jax.lax.pcast(array, repeated, to="varying")
     for place, axis in enumerate(spec):
-        if axis is not None:
+        if axis in ROW_AXES:
             array = jax.lax.all_gather(array, axis, axis=place, tiled=True)
     return array
 

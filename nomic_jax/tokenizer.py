@@ -25,6 +25,15 @@ BUCKETS += (2048, 3072, 4096, 6144, 8192, 12288, 16384)
 ALPHABET = 1000  # characters a trained vocabulary spells with; the rest is [UNK]
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # of BERT, ids 0 to 4
 
+# What a special token is for, and its names in BERT's and in XLM-R's tokenizers.
+ROLES: Mapping[str, tuple[str, ...]] = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+
 
 def bucket(length: int) -> int:
     """Return the smallest bucket that holds `length` tokens.
@@ -135,8 +144,9 @@ class TextTokenizer:
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **{
-                f"{token.strip('[]').lower()}_token": token
-                for token in SPECIAL_TOKENS
+                f"{role}_token": token
+                for role, names in ROLES.items()
+                for token in names
                 if self.backend.token_to_id(token) is not None
             },
         }
@@ -154,16 +164,19 @@ class TextTokenizer:
         text = self.backend.to_str()
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-    def token_id(self, token: str) -> int:
-        """Return the id of a token.
+    def role_id(self, role: str) -> int:
+        """Return the id of the token that has a role of `ROLES`, as "pad" or "mask".
 
         Raises:
             ValueError: the vocabulary has no such token.
         """
-        found = self.backend.token_to_id(token)
-        if found is None:
-            raise ValueError(f"the tokenizer has no token {token!r}")
-        return found
+        found = (self.backend.token_to_id(name) for name in ROLES[role])
+        for number in found:
+            if number is not None:
+                return number
+        raise ValueError(
+            f"the tokenizer has no {role} token: {' or '.join(ROLES[role])} is needed"
+        )
 
     @property
     def special_ids(self) -> tuple[int, ...]:

@@ -13,7 +13,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Imports go one way: a room imports from itself and from those above it.
 ROOMS = (
     *(
+        "fields",
         "config",
+        "published",
         "whole_file",
         "storage",
         "folder_copy",
@@ -24,14 +26,17 @@ ROOMS = (
         "batch",
     ),
     *("tokenizer", "batching"),
-    *("sharding", "sources", "store", "data", "model", "checkpoints", "training"),
+    *("sharding_rules", "sharding", "sources", "store", "data", "model"),
+    *("checkpoints", "training"),
     *("embedder", "search", "curation", "evaluation", "report", "stages"),
     "plan",
     *(
         "verify",
+        "fill_mask",
         "embed_files",
         "results",
         "held_out",
+        "task_run",
         "preflight",
         "recipe",
         "overrides",

@@ -92,8 +92,8 @@ def test_a_cut_text_keeps_its_closing_token(tokenizer):
     (row,) = tokenize(["fox " * 50], tokenizer, prefix="", max_length=8)
     assert len(row) == 8
     assert (row[0], row[-1]) == (
-        tokenizer.token_id("[CLS]"),
-        tokenizer.token_id("[SEP]"),
+        tokenizer.role_id("cls"),
+        tokenizer.role_id("sep"),
     )
 
 

@@ -1,33 +1,93 @@
 import dataclasses
 import json
+import math
 
+import jax
 import pytest
+from flax import nnx
 
-from nomic_jax.config import (
-    PUBLISHED,
-    PUBLISHED_EMBEDDINGS,
-    EmbeddingConfig,
-    ModelConfig,
-    differing_fields,
-    nearest,
-    padded_vocabulary,
-)
+from nomic_jax.config import EmbeddingConfig, ModelConfig, padded_vocabulary
+from nomic_jax.fields import differing_fields, nearest
+from nomic_jax.model.head_models import make_model
+from nomic_jax.published import PUBLISHED, PUBLISHED_EMBEDDINGS
+from nomic_jax.training.optimizer import parameter_name
 
 V15 = PUBLISHED["nomic-embed-text-v1.5"]
+LOCAL = {"global_every": 3, "local_window": 64, "local_rope_base": 1e4}
+EXPERTS = {"num_experts": 8, "activation": "gelu", "bias": True}
 
 
-def test_published_models_are_the_papers():
-    for config in PUBLISHED.values():
-        sizes = (config.num_layers, config.width, config.num_heads, config.mlp_width)
-        assert sizes == (12, 768, 12, 3072)
-        assert (config.vocab_size, config.type_vocab_size) == (30528, 2)
-        assert (config.rope_base, config.trained_positions) == (1000, 2048)
-        assert (config.layer_norm_epsilon, config.dropout) == (1e-12, 0)
-        assert config.head_width == 64
-    assert PUBLISHED["nomic-bert-2048"].head == "mlm" and V15.head is None
+def parameters(name):
+    """Count a published model's parameters by name, without drawing any."""
+    config = PUBLISHED[name]
+    model = jax.eval_shape(lambda: make_model(config, rngs=nnx.Rngs(0)))
+    paths = jax.tree_util.tree_flatten_with_path(model)[0]
+    return {parameter_name(path): math.prod(leaf.shape) for path, leaf in paths}
+
+
+@pytest.mark.parametrize("name", ["nomic-embed-text-v1", "nomic-embed-text-v1.5"])
+def test_nomic_bert_is_the_papers(name):
+    config = PUBLISHED[name]
+    sizes = (config.num_layers, config.width, config.num_heads, config.mlp_width)
+    assert sizes == (12, 768, 12, 3072)
+    assert (config.vocab_size, config.type_vocab_size) == (30528, 2)
+    assert (config.rope_base, config.trained_positions) == (1000, 2048)
+    assert (config.layer_norm_epsilon, config.dropout) == (1e-12, 0)
+    assert config.head_width == 64
+    assert sum(parameters(name).values()) == 136_731_648
+
+
+def test_the_mixture_of_experts_has_the_parameters_of_its_card():
+    counts = parameters("nomic-embed-text-v2-moe")
+    config = PUBLISHED["nomic-embed-text-v2-moe"]
+    assert sum(counts.values()) == 475_292_928
+    experts = sum(counts[f"blocks.sparse.mlp.experts.{n}"] for n in ("up", "down"))
+    idle = 1 - config.experts_per_token / config.num_experts
+    assert sum(counts.values()) - idle * experts == 305_423_616
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("bert-base-uncased", "BertForPreTraining"),
+        ("xlm-roberta-base", "XLMRobertaForMaskedLM"),
+        ("ModernBERT-base", "ModernBertForMaskedLM"),
+        ("ModernBERT-large", "ModernBertForMaskedLM"),
+    ],
+)
+def test_other_families_have_the_parameters_of_transformers(name, kind):
+    import torch
+    import transformers
+
+    sizes = {  # that transformers' configuration has not by default
+        "xlm-roberta-base": {
+            "vocab_size": 250002,
+            "type_vocab_size": 1,
+            "max_position_embeddings": 514,
+        },
+        "ModernBERT-large": {
+            "hidden_size": 1024,
+            "intermediate_size": 2624,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+        },
+    }
+    model_of = getattr(transformers, kind)
+    with torch.device("meta"):
+        model = model_of(model_of.config_class(**sizes.get(name, {})))
+    theirs = sum(parameter.numel() for parameter in model.parameters())
+    assert sum(parameters(name).values()) == theirs
+
+
+def test_what_is_done_to_a_pooled_vector_is_as_published():
     assert not PUBLISHED_EMBEDDINGS["nomic-embed-text-v1"].layer_norm
     assert PUBLISHED_EMBEDDINGS["nomic-embed-text-v1.5"].layer_norm
-    assert {config.pooling for config in PUBLISHED_EMBEDDINGS.values()} == {"mean"}
+    assert not PUBLISHED_EMBEDDINGS["nomic-embed-text-v2-moe"].layer_norm
+    by_first_token = {
+        name for name, config in PUBLISHED_EMBEDDINGS.items() if config.pooling == "cls"
+    }
+    assert by_first_token == {"bge-small-en-v1.5", "bge-base-en-v1.5"}
 
 
 @pytest.mark.parametrize(
@@ -70,6 +130,23 @@ def test_from_json_names_every_unknown_and_missing_field():
         ({"pad_token_id": 30528}, "outside the vocabulary of 30528"),
         ({"head_bias": True}, "head_bias=True needs head='mlm'"),
         ({"num_layers": 0, "dropout": -1.0}, "num_layers=0 .*; dropout=-1.0"),
+        ({"type_vocab_size": -1}, "type_vocab_size=-1 must not be negative"),
+        ({"rope_base": None, "rope_scaling_factor": 2.0}, "cannot be stretched"),
+        ({"first_position": 2}, "first_position=2 is of absolute positions"),
+        ({"global_every": 3}, "global_every=3 with local_window=None"),
+        ({"local_window": 64}, "global_every=1 with local_window=64"),
+        ({**LOCAL, "local_window": 0}, "local_window=0 must be at least 1"),
+        ({**LOCAL, "rope_base": None}, "local layers need rope_base"),
+        ({"num_experts": 8}, "num_experts=8 with .* activation='swiglu', bias=False"),
+        ({**EXPERTS, "num_layers": 3}, "num_layers=3, .* every second of an even"),
+        ({**EXPERTS, "experts_per_token": 9}, "experts_per_token=9 must be between"),
+        ({**EXPERTS, "pre_norm": True}, "num_experts=8 are of post-norm"),
+        ({"head": "pretraining", "type_vocab_size": 1}, "type_vocab_size=1 has no"),
+        ({"head": "pooler", "pre_norm": True}, "'pooler' is of post-norm models"),
+        ({"head": "token_classification"}, r"labels=\(\) and head='token_class"),
+        ({"labels": ("a",)}, r"labels=\('a',\) and head=None"),
+        ({"head": "mlm", "problem": "one_label"}, "problem='one_label' and head='mlm'"),
+        ({"head_pooling": "mean"}, "head_pooling='mean' is of pre-norm models"),
     ],
 )
 def test_impossible_models_are_refused_with_their_numbers(change, message):

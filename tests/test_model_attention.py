@@ -1,10 +1,13 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from nomic_jax.model import attention
-from nomic_jax.model.attention import QUERY_BLOCK, attend
+from nomic_jax.model.attention import QUERY_BLOCK, attend, attention_weights
 
 
 def random_heads(length, *, rows=2, heads=2, width=8, seed=0):
@@ -18,29 +21,40 @@ def random_heads(length, *, rows=2, heads=2, width=8, seed=0):
     return tuple(map(jnp.asarray, (q, k, v, segments)))
 
 
-def exact_attention(q, k, v, segments):
-    """Attention by its definition, all scores at once, in the precision of q."""
+def exact_weights(q, k, segments, window=None):
     scores = jnp.einsum("bqhk,bshk->bhqs", q, k) / q.shape[-1] ** 0.5
-    same = segments[:, None, :, None] == segments[:, None, None, :]
-    weights = jax.nn.softmax(jnp.where(same, scores, -jnp.inf), axis=-1)
+    seen = segments[:, None, :, None] == segments[:, None, None, :]
+    if window is not None:
+        columns = np.arange(q.shape[1])
+        seen &= np.abs(columns[:, None] - columns[None])[None, None] <= window
+    return jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+
+
+def exact_attention(q, k, v, segments, window=None):
+    """Attention by its definition, all scores at once, in the precision of q."""
+    weights = exact_weights(q, k, segments, window)
     return jnp.einsum("bhqs,bshk->bqhk", weights, v)
 
 
 # Below, at and beyond one block of queries, and lengths that blocks do not divide.
-@pytest.mark.parametrize("length", [5, 511, 512, 513, 1100])
-def test_attention_equals_its_definition_and_so_do_gradients(length):
+@pytest.mark.parametrize(
+    ("length", "window"),
+    [(n, None) for n in (5, 511, 512, 513, 1100)]
+    + [(5, 1), (5, 9), (200, 7), (512, 64), (1100, 64), (1100, 600)],
+)
+def test_attention_equals_its_definition_and_so_do_gradients(length, window):
     q, k, v, segments = random_heads(length)
     direction = jax.random.normal(jax.random.key(1), q.shape)
     # Softmax sums of up to 1,100 terms in float32.
-    exact = exact_attention(q, k, v, segments)
+    exact = exact_attention(q, k, v, segments, window)
     held = np.asarray(segments) > 0
-    got = np.asarray(attend(q, k, v, segments))
+    got = np.asarray(attend(q, k, v, segments, window))
     np.testing.assert_allclose(got[held], np.asarray(exact)[held], atol=5e-6)
     assert np.isfinite(got).all()
 
     def gradient(function):
         return jax.grad(
-            lambda q, k, v: jnp.sum(function(q, k, v, segments) * direction),
+            lambda q, k, v: jnp.sum(function(q, k, v, segments, window) * direction),
             argnums=(0, 1, 2),
         )(q, k, v)
 
@@ -48,13 +62,42 @@ def test_attention_equals_its_definition_and_so_do_gradients(length):
         np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("length", [512, 700])
-def test_the_accelerators_form_equals_the_processors(length):
+@pytest.mark.parametrize(("length", "window"), [(512, None), (700, None), (700, 64)])
+def test_the_accelerators_form_equals_the_processors(length, window):
     q, k, v, segments = random_heads(length)
     heads_first = [jnp.swapaxes(x, 1, 2) for x in (q, k, v)]
-    at_once = attention._over_rows_and_heads(jax.vmap, attention._attend_blocks)
+    blocks = functools.partial(attention._attend_blocks, window=window)
+    at_once = attention._over_rows_and_heads(jax.vmap, blocks)
     got = jnp.swapaxes(at_once(*heads_first, segments), 1, 2)
-    np.testing.assert_allclose(got, attend(q, k, v, segments), atol=5e-6)
+    np.testing.assert_allclose(got, attend(q, k, v, segments, window), atol=5e-6)
+
+
+def test_a_window_keeps_each_block_of_queries_to_the_keys_around_it():
+    def largest(length):
+        """The largest array that is made anywhere in the computation."""
+        heads = random_heads(length, rows=1, heads=1)
+        made = jax.make_jaxpr(lambda *arrays: attend(*arrays, 64))(*heads)
+        return max(_sizes(made.jaxpr))
+
+    # 512 queries meet 640 keys, whatever the length.
+    assert largest(2048) == largest(4096) == QUERY_BLOCK * (QUERY_BLOCK + 128)
+
+
+def _sizes(jaxpr):
+    for equation in jaxpr.eqns:
+        yield from (variable.aval.size for variable in equation.outvars)
+        for inner in jaxprs_in_params(equation.params):
+            yield from _sizes(inner)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_weights_on_request_are_those_attention_uses(window):
+    q, k, v, segments = random_heads(50)
+    weights = attention_weights(q, k, segments, window)
+    expected = exact_weights(q, k, segments, window)
+    np.testing.assert_allclose(weights, expected, atol=1e-6)
+    mixed = jnp.einsum("bhqs,bshk->bqhk", weights, v)
+    np.testing.assert_allclose(attend(q, k, v, segments, window), mixed, atol=5e-6)
 
 
 @pytest.mark.parametrize("length", [40, QUERY_BLOCK + 40])

@@ -8,7 +8,8 @@ from flax import nnx
 from published_names import published
 
 from nomic_jax.batch import Tokens
-from nomic_jax.model.encoder import NomicBert, drop
+from nomic_jax.model.block import Context, drop
+from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.model.rope import rotations
 from nomic_jax.tokenizer import pad
@@ -52,10 +53,11 @@ def blocks_in_a_loop(model, tokens):
     x = model.embedding_norm(x + model.type_embedding(types))
     segment_ids = jnp.asarray(tokens.segment_ids)
     turns = rotations(model.config, segment_ids)
+    context = Context(segment_ids, None, turns, None, None)
     states = [x]
     for index in range(model.config.num_layers):
         block = jax.tree.map(lambda weights, i=index: weights[i], model.blocks)
-        x = block(x, segment_ids, turns)
+        x, _ = block(x, context, index)
         states.append(x)
     return states
 

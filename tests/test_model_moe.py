@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import sys
 
@@ -8,19 +9,22 @@ import pytest
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
+from nomic_jax.model import grouped
 from nomic_jax.model.moe import MixtureOfExperts
 
 FORMS = ("grouped", "dense")
 
 
-def make_layer(config, experts=4, chosen=2, dtype="float32"):
-    return MixtureOfExperts(
+def make_layer(config, experts=4, chosen=2, dtype="float32", **changes):
+    config = dataclasses.replace(
         config,
+        activation="gelu",
+        bias=True,
         num_experts=experts,
-        num_chosen=chosen,
-        dtype=jnp.dtype(dtype),
-        rngs=nnx.Rngs(0),
+        experts_per_token=chosen,
+        **changes,
     )
+    return MixtureOfExperts(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
 
 
 def put(layer, *, router, up, down, bias):
@@ -238,15 +242,20 @@ def test_no_form_makes_an_array_of_every_token_expert_and_inner_width(tiny_confi
         assert max(sizes(program.jaxpr)) < everything
 
 
-def test_a_gpu_without_tokamax_is_told_what_to_install(tiny_config, monkeypatch):
+def test_a_gpu_without_tokamax_works_in_blocks_and_says_so(monkeypatch, caplog):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setitem(sys.modules, "tokamax", None)
-    layer, x = make_layer(tiny_config), jnp.ones((2, tiny_config.width))
-    with pytest.raises(ValueError, match="install it with typeguard .* 'dense'"):
-        layer(x, None)
-    layer(x, None, product="dense")
+    grouped._gpu_kernel.cache_clear()
+    rows, sizes = normal(0, 1500, 8), jnp.array([1200, 0, 300], jnp.int32)
+    matrices = normal(1, 3, 8, 6)
+    kernel = grouped._gpu_kernel()
+    assert "in blocks of 1024 rows; tokamax" in caplog.text
+    expected = np.concatenate([rows[:1200] @ matrices[0], rows[1200:] @ matrices[2]])
+    # Sums of 8 products near 1, in float32.
+    got = kernel.multiply(jnp.asarray(rows), jnp.asarray(matrices), sizes)
+    np.testing.assert_allclose(got, expected, atol=5e-6)
 
 
 def test_a_token_cannot_go_to_more_experts_than_there_are(tiny_config):
-    with pytest.raises(ValueError, match="num_chosen=5 .* num_experts=4"):
+    with pytest.raises(ValueError, match="experts_per_token=5 .* num_experts=4"):
         make_layer(tiny_config, experts=4, chosen=5)

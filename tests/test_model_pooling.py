@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 
 from nomic_jax.batch import PackedTexts, Tokens
-from nomic_jax.config import PUBLISHED_EMBEDDINGS, EmbeddingConfig
+from nomic_jax.config import EmbeddingConfig
 from nomic_jax.model.pooling import (
     cls_pool,
     embed,
     embed_packed,
+    last_pool,
     matryoshka,
     mean_pool,
     normalize,
 )
+from nomic_jax.published import PUBLISHED_EMBEDDINGS
 
 V1 = PUBLISHED_EMBEDDINGS["nomic-embed-text-v1"]
 V15 = PUBLISHED_EMBEDDINGS["nomic-embed-text-v1.5"]
@@ -46,6 +48,13 @@ def test_cls_pooling_takes_the_first_column(hidden):
     np.testing.assert_array_equal(cls_pool(hidden, MASK), hidden[:, 0])
 
 
+def test_last_pooling_takes_the_last_token(hidden):
+    got = last_pool(hidden, MASK)
+    np.testing.assert_array_equal(got[0], hidden[0, 5])
+    np.testing.assert_array_equal(got[1], hidden[1, 1])
+    assert np.isfinite(got).all()
+
+
 @pytest.mark.parametrize("dim", [32, 8])
 def test_v1_slices_and_normalises(hidden, dim):
     got = matryoshka(embed(hidden, MASK, V1), dim)
@@ -76,7 +85,7 @@ def test_a_prefix_is_the_full_embedding_cut_and_normalised(hidden, convention):
     np.testing.assert_allclose(matryoshka(vector, 8)[:2], cut, atol=1e-6)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_an_empty_row_has_finite_embedding_and_gradient(hidden, pooling, layer_norm):
     config = EmbeddingConfig(pooling=pooling, layer_norm=layer_norm, max_length=6)
@@ -109,7 +118,7 @@ def packed():
     return PackedTexts(Tokens(np.ones_like(SEGMENTS), SEGMENTS), LENGTHS)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_packed_texts_are_pooled_each_from_its_own_tokens(
     hidden, packed, pooling, layer_norm
@@ -122,7 +131,7 @@ def test_packed_texts_are_pooled_each_from_its_own_tokens(
         vector = got.reshape(-1, 32)[slot]
         row, start, stop = RUNS[slot]
         own = np.asarray(hidden, np.float64)[row, start:stop]
-        expected = own.mean(0) if pooling == "mean" else own[0]
+        expected = {"mean": own.mean(0), "cls": own[0], "last": own[-1]}[pooling]
         if layer_norm:
             expected = layer_normed(expected)
         # float32 sums of up to 6 terms near 1, and a norm over 32.
@@ -138,7 +147,7 @@ def test_one_text_a_row_is_a_packed_row_of_one_slot(hidden, convention):
     np.testing.assert_array_equal(got, embed(hidden[:2], MASK[:2], convention))
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 def test_a_text_sends_its_gradient_to_its_own_tokens_only(hidden, packed, pooling):
     config = EmbeddingConfig(pooling=pooling, layer_norm=True, max_length=6)
     for slot in SLOTS.tolist():
@@ -150,7 +159,9 @@ def test_a_text_sends_its_gradient_to_its_own_tokens_only(hidden, packed, poolin
         gradient = np.asarray(jax.grad(one)(hidden))
         assert np.isfinite(gradient).all()
         row, start, stop = RUNS[slot]
-        stop = stop if pooling == "mean" else start + 1
+        if pooling != "mean":
+            start = start if pooling == "cls" else stop - 1
+            stop = start + 1
         reached = np.zeros((3, 6), bool)
         reached[row, start:stop] = True
         np.testing.assert_array_equal(np.abs(gradient).max(-1) > 0, reached)

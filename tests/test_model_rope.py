@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nomic_jax.config import PUBLISHED
 from nomic_jax.model.rope import inverse_frequencies, rotate, rotations
+from nomic_jax.published import PUBLISHED
 
 PLAIN = PUBLISHED["nomic-embed-text-v1.5"]
 STRETCHED = dataclasses.replace(PLAIN, rope_scaling_factor=2.0)

@@ -159,7 +159,7 @@ def test_the_tokenizer_knows_its_text(done):
     folder, _ = done
     tokenizer = TextTokenizer.from_folder(folder)
     assert tokenizer.size <= 300
-    unknown = tokenizer.token_id("[UNK]")
+    unknown = tokenizer.role_id("unk")
     for ids in tokenizer.encode(documents_of(folder), max_length=64).ids:
         assert unknown not in ids
 

@@ -3,7 +3,13 @@ import json
 import numpy as np
 import pytest
 
-from nomic_jax.tokenizer import BUCKETS, SPECIAL_TOKENS, TextTokenizer, bucket, pad
+from nomic_jax.tokenizer import (
+    BUCKETS,
+    ROLES,
+    TextTokenizer,
+    bucket,
+    pad,
+)
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.",
@@ -39,12 +45,12 @@ def test_texts_are_framed_and_lower_cased(tokenizer):
     upper, lower = tokenizer.encode(["QUICK Fox", "quick fox"], max_length=50).ids
     assert lower.dtype == np.int32
     np.testing.assert_array_equal(upper, lower)
-    assert lower[0] == tokenizer.token_id("[CLS]")
-    assert lower[-1] == tokenizer.token_id("[SEP]")
+    assert lower[0] == tokenizer.role_id("cls")
+    assert lower[-1] == tokenizer.role_id("sep")
 
 
 def test_ids_of_special_tokens_are_berts_first_five(tokenizer):
-    assert [tokenizer.token_id(token) for token in SPECIAL_TOKENS] == list(range(5))
+    assert [tokenizer.role_id(role) for role in ROLES] == list(range(5))
     assert tokenizer.special_ids == (0, 1, 2, 3, 4)
     assert tokenizer.size <= 200
 
@@ -57,15 +63,27 @@ def test_a_long_text_is_cut_counted_and_still_closed(tokenizer):
     assert cut.cut == [0]
     np.testing.assert_array_equal(cut.ids[0][:5], whole.ids[0][:5])
     assert len(cut.ids[0]) == 6
-    assert cut.ids[0][-1] == tokenizer.token_id("[SEP]")
+    assert cut.ids[0][-1] == tokenizer.role_id("sep")
     exact = tokenizer.encode([TEXTS[0]], max_length=length)
     assert exact.cut == []
     np.testing.assert_array_equal(exact.ids[0], whole.ids[0])
 
 
-def test_an_unknown_token_is_refused(tokenizer):
-    with pytest.raises(ValueError, match=r"no token '\[MISSING\]'"):
-        tokenizer.token_id("[MISSING]")
+def test_special_tokens_are_known_by_their_roles_under_either_name():
+    import tokenizers
+
+    names = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # XLM-R's, in its order
+    model = tokenizers.models.WordLevel({n: i for i, n in enumerate(names)}, "<unk>")
+    tokenizer = TextTokenizer(tokenizers.Tokenizer(model))
+    assert [tokenizer.role_id(role) for role in ROLES] == [1, 3, 0, 2, 4]
+
+
+def test_a_role_that_no_token_has_is_refused():
+    import tokenizers
+
+    model = tokenizers.models.WordLevel({"[PAD]": 0, "[UNK]": 1}, "[UNK]")
+    with pytest.raises(ValueError, match=r"no mask token: \[MASK\] or <mask>"):
+        TextTokenizer(tokenizers.Tokenizer(model)).role_id("mask")
 
 
 def test_training_depends_on_the_texts_alone(tokenizer):

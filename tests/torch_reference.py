@@ -3,8 +3,10 @@
     h = LN(word[ids] + type[type_ids])
     h = LN(h + attention(h));  h = LN(h + mlp(h))        for each layer, no final norm
 
-Tensors go by their published names (`encoder.layers.0.attn.Wqkv.weight`, ...). Rotary
-positions follow each text's own length, so rows need not be computed one at a time.
+Its feed-forward layers are SwiGLU in v1 and v1.5; in v2, GELU with biases, and in every
+second layer a mixture of experts. Tensors go by their published names
+(`encoder.layers.0.attn.Wqkv.weight`, ...). Rotary positions follow each text's own
+length, so rows need not be computed one at a time.
 """
 
 import dataclasses
@@ -66,7 +68,7 @@ def attention(
 ) -> Tensor:
     """Self-attention over the tokens that the mask (B S) marks."""
     rows, length, width = x.shape
-    qkv = functional.linear(x, weights["attn.Wqkv.weight"])
+    qkv = linear(weights, "attn.Wqkv", x)
     q, k, v = (
         part.view(rows, length, shape.num_heads, -1).transpose(1, 2)  # B H S K
         for part in qkv.chunk(3, dim=-1)
@@ -76,7 +78,12 @@ def attention(
     scores = scores.masked_fill(~mask[:, None, None, :], torch.finfo(x.dtype).min)
     mixed = scores.softmax(dim=-1) @ v
     mixed = mixed.transpose(1, 2).reshape(rows, length, width)
-    return functional.linear(mixed, weights["attn.out_proj.weight"])
+    return linear(weights, "attn.out_proj", mixed)
+
+
+def linear(weights: Weights, name: str, x: Tensor) -> Tensor:
+    """A linear layer called `name`, with its bias where it has one."""
+    return functional.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
 
 def swiglu(weights: Weights, x: Tensor) -> Tensor:
@@ -84,6 +91,41 @@ def swiglu(weights: Weights, x: Tensor) -> Tensor:
     up = functional.linear(x, weights["mlp.fc11.weight"])
     gate = functional.linear(x, weights["mlp.fc12.weight"])
     return functional.linear(up * functional.silu(gate), weights["mlp.fc2.weight"])
+
+
+def plain(weights: Weights, x: Tensor) -> Tensor:
+    """The feed-forward layer of the multilingual models: exact GELU and biases."""
+    return linear(weights, "mlp.fc2", functional.gelu(linear(weights, "mlp.fc1", x)))
+
+
+def experts(weights: Weights, x: Tensor, chosen: int = 2) -> tuple[Tensor, ...]:
+    """The mixture of experts; returns probabilities and choices of each token, too.
+
+    `w1` and `w2` hold experts of equal size, one below another.
+    """
+    probabilities = functional.linear(x, weights["mlp.router.layer.weight"])
+    probabilities = probabilities.softmax(dim=-1)
+    best, places = probabilities.topk(chosen, dim=-1)
+    count, width = weights["mlp.router.layer.weight"].shape
+    first = weights["mlp.experts.mlp.w1"].view(count, -1, width)
+    second = weights["mlp.experts.mlp.w2"].view(count, -1, width)
+    mixed = torch.zeros_like(x)
+    for expert in range(count):
+        weight = (best * (places == expert)).sum(dim=-1, keepdim=True)
+        inner = x @ first[expert].T
+        bias = weights.get("mlp.experts.up_bias")  # ours alone, of upcycled models
+        inner = inner if bias is None else inner + bias[expert]
+        mixed = mixed + weight * (functional.gelu(inner) @ second[expert])
+    return mixed + weights["mlp.experts.bias"], probabilities, places
+
+
+def mlp(weights: Weights, x: Tensor) -> Tensor:
+    """The feed-forward layer that the tensors are of."""
+    if "mlp.fc11.weight" in weights:
+        return swiglu(weights, x)
+    if "mlp.fc1.weight" in weights:
+        return plain(weights, x)
+    return experts(weights, x)[0]
 
 
 def norm(weights: Weights, name: str, x: Tensor, epsilon: float) -> Tensor:
@@ -98,6 +140,7 @@ def hidden_states(
     mask: Tensor,
     shape: Shape,
     type_ids: Tensor | None = None,
+    routed: list[tuple[Tensor, ...]] | None = None,
 ) -> list[Tensor]:
     """Return what the embeddings and then each layer give, each B S D.
 
@@ -107,6 +150,7 @@ def hidden_states(
         mask: True at tokens, B S.
         shape: sizes and constants.
         type_ids: token types, B S; all zero when absent.
+        routed: gets, of each layer with experts, probabilities and choices, B S ...
     """
     types = torch.zeros_like(ids) if type_ids is None else type_ids
     x = weights["embeddings.word_embeddings.weight"][ids]
@@ -116,17 +160,24 @@ def hidden_states(
     states = [x]
     for index in range(shape.num_layers):
         prefix = f"encoder.layers.{index}."
-        layer = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in weights.items()
-            if name.startswith(prefix)
-        }
+        layer = tensors_of(weights, prefix)
         x = x + attention(layer, x, mask, shape, turns)
         x = norm(layer, "norm1", x, shape.epsilon)
-        x = x + swiglu(layer, x)
+        if routed is not None and "mlp.router.layer.weight" in layer:
+            routed.append(experts(layer, x)[1:])
+        x = x + mlp(layer, x)
         x = norm(layer, "norm2", x, shape.epsilon)
         states.append(x)
     return states
+
+
+def tensors_of(weights: Weights, prefix: str) -> dict[str, Tensor]:
+    """Return the tensors under a prefix, by the rest of their names."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in weights.items()
+        if name.startswith(prefix)
+    }
 
 
 def mlm_logits(weights: Weights, hidden: Tensor, epsilon: float) -> Tensor:

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from nomic_jax.config import nearest
+from nomic_jax.fields import nearest
 from nomic_jax.store.store import Store
 
 AnyStore = TypeVar("AnyStore", bound=Store)

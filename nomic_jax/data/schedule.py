@@ -19,8 +19,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from nomic_jax.config import nearest
 from nomic_jax.data.permutation import permute
+from nomic_jax.fields import nearest
 from nomic_jax.sources.source import stable_hash
 
 Policy = Literal["proportional", "temperature", "weights", "round_robin"]

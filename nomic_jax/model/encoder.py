@@ -1,26 +1,31 @@
-"""NomicBERT and BERT: post-norm encoders whose layers are scanned.
+"""The encoder of the whole family: NomicBERT, BERT and XLM-R, ModernBERT.
 
     h = LN(word[ids] + type[type_ids]  (+ position[place in the text]))
-    h = LN(h + attention(h));  h = LN(h + mlp(h))        for each layer, no final norm
+    post-norm, each layer:   h = LN(h + attention(h));  h = LN(h + mlp(h))
+    pre-norm, each layer:    h = h + attention(LN(h));  h = h + mlp(LN(h));  h = LN(h)
 
-NomicBERT has rotary positions, SwiGLU and no biases (Nussbaum et al. 2024,
-arXiv:2402.01613, section 3); BERT and XLM-R have absolute positions, GELU and biases
-(Devlin et al. 2018, arXiv:1810.04805). The parameters of all layers are stacked on a
-leading axis, so there is one array per kind of parameter.
+NomicBERT has rotary positions and SwiGLU (Nussbaum et al. 2024, arXiv:2402.01613,
+section 3), or GELU and a mixture of experts in every second layer (arXiv:2502.07972).
+BERT and XLM-R have absolute positions and GELU (Devlin et al. 2018, arXiv:1810.04805).
+ModernBERT is pre-norm, with GeGLU and local layers (Warner et al. 2024,
+arXiv:2412.13663). How their layers are stacked and scanned is told in `layers`.
 """
 
+import dataclasses
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Float32, Key
 
-from nomic_jax.batch import Tokens, positions_and_lengths
+from nomic_jax.batch import Tokens, as_pytree, positions_and_lengths
 from nomic_jax.config import ModelConfig
-from nomic_jax.model.attention import Attention
-from nomic_jax.model.mlp import Mlp
-from nomic_jax.model.rope import Turns, rotations
+from nomic_jax.model.block import Block, Context, Seen, drop, layer_norm, split
+from nomic_jax.model.layers import DENSE, SPARSE, layer_places
+from nomic_jax.model.rope import rotations
+from nomic_jax.model.routing import RoutingSums
 
 FLOAT32 = jnp.dtype("float32")
 
@@ -28,49 +33,23 @@ FLOAT32 = jnp.dtype("float32")
 Remat = Literal["none", "full"]
 
 
-def layer_norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """A layer norm in float32, with the two-pass variance that PyTorch computes."""
-    return nnx.LayerNorm(
-        config.width,
-        epsilon=config.layer_norm_epsilon,
-        use_fast_variance=False,
-        dtype=jnp.float32,
-        rngs=rngs,
-    )
+@as_pytree
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """The last hidden states, and what else was seen on the way to them."""
 
-
-class Block(nnx.Module):
-    """One layer, the norm after each residual sum."""
-
-    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        """Draw fresh weights."""
-        self.attention = Attention(config, dtype=dtype, rngs=rngs)
-        self.attention_norm = layer_norm(config, rngs)
-        self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
-        self.mlp_norm = layer_norm(config, rngs)
-        self.dropout = config.dropout
-
-    def __call__(
-        self,
-        x: Float[Array, "B S D"],
-        segment_ids: Int[Array, "B S"],
-        turns: Turns | None,
-        dropout_keys: Key[Array, "B S"] | None = None,
-    ) -> Float[Array, "B S D"]:
-        """Apply the layer; the arguments after `x` are those of `Attention`."""
-        for_attention, for_mlp = _split(dropout_keys, 2)
-        mixed = self.attention(x, segment_ids, turns)
-        mixed = drop(mixed, self.dropout, for_attention)
-        x = self.attention_norm(x + mixed).astype(x.dtype)
-        mixed = drop(self.mlp(x), self.dropout, for_mlp)
-        return self.mlp_norm(x + mixed).astype(x.dtype)
+    hidden: Float[Array, "B S D"]
+    routing: RoutingSums | None  # of each layer with experts, in order; None: none has
+    # Of the embeddings and of each layer in order; the last are `hidden`.
+    states: Float[Array, "states B S D"] | None
+    attention: Float32[Array, "L B H S S"] | None  # how much each token looks at each
 
 
 class NomicBert(nnx.Module):
     """The encoder, usable as a pytree under `jax.jit`, `jax.grad` and friends.
 
     Weights are float32. `dtype` is what matmuls run in: float32 by default, bfloat16
-    for accelerators; norms, softmax and rotations are float32 either way.
+    for accelerators; norms, softmax, routing and rotations are float32 either way.
     """
 
     def __init__(
@@ -86,39 +65,74 @@ class NomicBert(nnx.Module):
         self.dtype = jnp.dtype(dtype)
         self.remat = remat
         init = nnx.initializers.normal(config.initializer_range)
+        table = functools.partial(nnx.Embed, features=config.width, rngs=rngs)
 
         def word_init(key, shape, dtype):
             return init(key, shape, dtype).at[config.pad_token_id].set(0)
 
-        self.word_embedding = nnx.Embed(
-            config.vocab_size, config.width, embedding_init=word_init, rngs=rngs
-        )
-        self.type_embedding = nnx.Embed(
-            config.type_vocab_size, config.width, embedding_init=init, rngs=rngs
+        self.word_embedding = table(config.vocab_size, embedding_init=word_init)
+        self.type_embedding = (
+            table(config.type_vocab_size, embedding_init=init)
+            if config.type_vocab_size
+            else None
         )
         rows = config.first_position + config.trained_positions
         self.position_embedding = (
-            nnx.Embed(rows, config.width, embedding_init=init, rngs=rngs)
-            if config.rope_base is None
-            else None
+            table(rows, embedding_init=init) if config.rope_base is None else None
         )
         self.embedding_norm = layer_norm(config, rngs)
-        self.blocks = jax.vmap(
-            lambda layer: Block(config, dtype=self.dtype, rngs=layer)
-        )(rngs.split(config.num_layers))
+        self._draw_layers(rngs)
+        self.final_norm = layer_norm(config, rngs) if config.pre_norm else None
+
+    def _draw_layers(self, rngs: nnx.Rngs) -> None:
+        config = self.config
+        places = layer_places(config)
+        block = functools.partial(Block, config, dtype=self.dtype)
+        scanned = [place for place in places if place.stacked]
+
+        def group(rngs):
+            members = [block(place, rngs=rngs) for place in scanned]
+            if config.num_experts:
+                return nnx.Dict(dict(zip((DENSE, SPARSE), members, strict=True)))
+            return members[0] if scanned[0].path == "blocks" else nnx.List(members)
+
+        first = [place for place in places if place.path == "first"]
+        rest = [place for place in places if place.path.startswith("rest")]
+        self.first = block(first[0], rngs=rngs) if first else None
+        self.blocks = (
+            jax.vmap(group)(rngs.split(len(scanned[0].layers))) if scanned else None
+        )
+        self.rest = nnx.List([block(place, rngs=rngs) for place in rest])
 
     def __call__(
         self, tokens: Tokens, *, dropout_keys: Key[Array, "B S"] | None = None
     ) -> Float[Array, "B S D"]:
-        """Encode every token in the light of its own text.
-
-        Args:
-            tokens: rows of one or several texts each.
-            dropout_keys: a key for each token, consumed; None leaves dropout off.
+        """Encode every token in the light of its own text; see `encode`.
 
         Returns:
             The last hidden states in `dtype`; at padding they are finite and mean
             nothing.
+        """
+        return self.encode(tokens, dropout_keys=dropout_keys).hidden
+
+    def encode(
+        self,
+        tokens: Tokens,
+        *,
+        dropout_keys: Key[Array, "B S"] | None = None,
+        counted: Bool[Array, "B S"] | None = None,
+        states: bool = False,
+        attention: bool = False,
+    ) -> Encoding:
+        """Encode every token, and return what a caller wants to see of it.
+
+        Args:
+            tokens: rows of one or several texts each.
+            dropout_keys: a key for each token, consumed; None leaves dropout off.
+            counted: columns that routing sums are of; None: those that hold a token.
+            states: return the hidden states of every layer.
+            attention: return how much every token looks at every other; takes memory
+                with the square of the row's length.
 
         Raises:
             ValueError: a row is longer than the trained positions and the config has no
@@ -128,51 +142,96 @@ class NomicBert(nnx.Module):
         if tokens.ids.shape[1] > config.trained_positions:
             _check_length(config, tokens.ids.shape[1])
         segment_ids = jnp.asarray(tokens.segment_ids)
-        x = self.word_embedding.embedding[...][tokens.ids]
-        types = self.type_embedding.embedding[...]
-        x += types[None, :1] if tokens.type_ids is None else types[tokens.type_ids]
-        turns = None
-        if self.position_embedding is None:
-            turns = rotations(config, segment_ids)
-        else:
-            places = config.first_position + positions_and_lengths(segment_ids)[0]
-            x += self.position_embedding.embedding[...][places]
-        before, within = _split(dropout_keys, 2)
-        x = drop(self.embedding_norm(x).astype(self.dtype), config.dropout, before)
+        before, within = split(dropout_keys, 2)
+        x = self.embedding_norm(self._embedded(tokens)).astype(self.dtype)
+        x = drop(x, config.dropout, before)
+        rotary, local = config.rope_base is not None, config.local_window is not None
+        context = Context(
+            segment_ids,
+            jnp.asarray(tokens.mask) if counted is None else counted,
+            rotations(config, segment_ids) if rotary else None,
+            rotations(config, segment_ids, local=True) if local else None,
+            within,
+        )
+        embedded = x
+        x, seen = self._through_layers(x, context, state=states, attention=attention)
+        if self.final_norm is not None:
+            x = self.final_norm(x).astype(self.dtype)
+        if seen.state is not None:
+            between = seen.state[:-1]  # the last one is normed, where models norm it
+            seen = dataclasses.replace(
+                seen, state=jnp.concatenate([embedded[None], between, x[None]])
+            )
+        return Encoding(x, seen.routing, seen.state, seen.attention)
 
-        def layer(x, block_and_index):
-            block, index = block_and_index
-            keys = None if within is None else _fold(within, index)
-            return block(x, segment_ids, turns, keys), None
+    def _embedded(self, tokens: Tokens) -> Float[Array, "B S D"]:
+        """Add up what the tables have for each token."""
+        x = self.word_embedding.embedding[...][tokens.ids]
+        if self.type_embedding is not None:
+            types = self.type_embedding.embedding[...]
+            x += types[None, :1] if tokens.type_ids is None else types[tokens.type_ids]
+        if self.position_embedding is not None:
+            place = positions_and_lengths(jnp.asarray(tokens.segment_ids))[0]
+            rows = self.config.first_position + place
+            x += self.position_embedding.embedding[...][rows]
+        return x
+
+    def _through_layers(self, x, context, **asked):
+        """Apply all layers; what was seen has a leading axis of layers."""
+
+        def layer(block, x, context, number):
+            return block(x, context, number, **asked)
 
         if self.remat == "full":
             layer = jax.checkpoint(layer)
-        layers = (self.blocks, jnp.arange(config.num_layers))
-        return jax.lax.scan(layer, x, layers)[0]
+
+        def group(x, group_and_number):
+            members, number = group_and_number
+            seen = []
+            for offset, block in enumerate(_members(members)):
+                x, one = layer(block, x, context, number + offset)
+                seen.append(one)
+            return x, _stacked(seen)
+
+        alone, every = self.first is not None, len(_members(self.blocks))
+        seen, done = [], int(alone)
+        if self.first is not None:
+            x, one = group(x, (self.first, 0))
+            seen.append(one)
+        if every:
+            groups = (self.config.num_layers - done) // every
+            numbers = done + every * jnp.arange(groups)
+            x, grouped = jax.lax.scan(group, x, (self.blocks, numbers))
+            seen.append(jax.tree.map(_without_groups, grouped))
+            done += groups * every
+        for offset, block in enumerate(self.rest):
+            x, one = group(x, (block, done + offset))
+            seen.append(one)
+        return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *seen)
 
 
-def drop(
-    x: Float[Array, "B S D"], rate: float, keys: Key[Array, "B S"] | None
-) -> Float[Array, "B S D"]:
-    """Zero a share `rate` of each token by its own key; scale up what stays."""
-    if keys is None or rate == 0:
-        return x
-    width = x.shape[2:]
-    draw = jax.vmap(jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, width)))
-    keep = draw(keys)
-    return jnp.where(keep, x / (1 - rate), 0)
+def _members(group) -> list[Block]:
+    """List the layers of a group, or of a stack of groups, in order."""
+    if group is None:
+        return []
+    if isinstance(group, Block):
+        return [group]
+    return [group[DENSE], group[SPARSE]] if isinstance(group, nnx.Dict) else [*group]
 
 
-def _split(keys, count):
-    """Make `count` sets of the tokens' keys from one, or as many Nones."""
-    if keys is None:
-        return (None,) * count
-    return tuple(_fold(keys, number) for number in range(count))
+def _stacked(seen: list[Seen]) -> Seen:
+    """Put what a group's layers did on a leading axis; routing is of some of them."""
+
+    def stacked(kind):
+        values = [getattr(one, kind) for one in seen if getattr(one, kind) is not None]
+        return jax.tree.map(lambda *each: jnp.stack(each), *values) if values else None
+
+    return Seen(stacked("routing"), stacked("state"), stacked("attention"))
 
 
-def _fold(keys, number):
-    """Fold a number into the key of each token."""
-    return jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, number)))(keys)
+def _without_groups(array):
+    """Join the axis of groups and that of a group's layers."""
+    return array.reshape(-1, *array.shape[2:])
 
 
 def _check_length(config: ModelConfig, length: int) -> None:

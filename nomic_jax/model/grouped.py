@@ -9,6 +9,7 @@ own, for this product and for the sum that is the matrices' gradient.
 
 import functools
 import importlib
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,18 +17,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+logger = logging.getLogger(__name__)
+
 # Rows a processor multiplies at once. 2,048 tokens through 8 experts of the published
 # size, 2 each, took 458 ms in blocks of 128 on 2 cores, 492 in 64, and 456 in 256.
 CPU_BLOCK = 128
 
-# More of them for the sums on a TPU, where each block reads and writes a whole matrix.
+# More of them for the sums on a TPU, where each block reads and writes a whole matrix,
+# and on a GPU, whose many cores one product must fill.
 TPU_BLOCK = 512
+GPU_BLOCK = 1024
 
 _GROUP_SUMS = jax.lax.RaggedDotDimensionNumbers(
     dot_dimension_numbers=(((0,), (0,)), ((), ())),
     lhs_ragged_dimensions=(0,),
     rhs_group_dimensions=(),
 )
+
+
+# What a kernel's functions are called in a traced program; see `plan.arithmetic`.
+GROUPED = ("grouped_multiply", "grouped_sums")
 
 
 class Kernel(NamedTuple):
@@ -52,13 +61,23 @@ def grouped_product(
     Args:
         rows: those of the first group first, and so on.
         matrices: in the type of the rows.
-        sizes: rows in each group, 0 for none; they sum to N.
+        sizes: rows in each group, 0 for none. They sum to N, or to less: what becomes
+            of the rows after the last group is then the platform's affair.
         kernel: the platform's own where not given.
-
-    Raises:
-        ValueError: on a GPU, where tokamax is not installed.
     """
-    return _product(kernel or platform_kernel(), rows, matrices, sizes)
+    kernel = kernel or platform_kernel()
+    named = Kernel(*map(_named, GROUPED, kernel))
+    return _product(named, rows, matrices, sizes)
+
+
+def _named(name: str, function: Callable) -> Callable:
+    """Give a function a name in traced programs, where its loops say nothing."""
+
+    def run(*arrays):
+        return function(*arrays)
+
+    run.__name__ = name
+    return jax.jit(run)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -89,11 +108,12 @@ def platform_kernel() -> Kernel:
     published size, 2 each, on 2 cores in float32: 0.46 and 1.59 s in blocks, 1.23 and
     4.50 s with all experts on all tokens. `jax.lax.ragged_dot` is no kernel on a
     processor or a GPU: XLA lets every matrix meet every row, and at a third of that
-    width took 3 times as long as all experts on all tokens.
+    width took 3 times as long as all experts on all tokens. A GPU takes tokamax's
+    kernels where they can be imported, and else works in blocks, which it says.
     """
     kernels = {"cpu": CPU, "tpu": TPU}
     if jax.default_backend() == "gpu":
-        kernels["cuda"] = tokamax_kernel()
+        kernels["cuda"] = _gpu_kernel()
 
     def choose(name: str) -> Callable:
         functions = {place: getattr(each, name) for place, each in kernels.items()}
@@ -102,23 +122,31 @@ def platform_kernel() -> Kernel:
     return Kernel(*map(choose, Kernel._fields))
 
 
+@functools.cache
+def _gpu_kernel() -> Kernel:
+    try:
+        return tokamax_kernel()
+    except (ImportError, SyntaxError) as error:
+        logger.warning(
+            "experts are multiplied in blocks of %d rows; tokamax, whose kernels are "
+            "made for this GPU, cannot be imported: %s",
+            GPU_BLOCK,
+            error,
+        )
+        return GPU
+
+
 def tokamax_kernel() -> Kernel:
     """Return tokamax's kernels for NVIDIA GPUs.
 
     It takes typeguard 2.13.3 alone (0.0.12 still), and under 4 its import fails on a
-    syntax; tyro, which reads command lines here, takes 4 and above.
+    syntax; tyro, which reads command lines here, takes 4 and above. So both are not in
+    one environment, and what runs from Python alone may have tokamax.
 
     Raises:
-        ValueError: it is not installed, or cannot be imported.
+        ImportError, SyntaxError: it is not installed, or its import fails.
     """
-    try:
-        tokamax = importlib.import_module("tokamax")
-    except (ImportError, SyntaxError) as error:
-        raise ValueError(
-            f"tokamax multiplies experts on a GPU, and cannot be imported: {error}; "
-            "install it with typeguard 2.13.3 and call nomic_jax from Python, or "
-            "choose the product 'dense', which computes all experts for all tokens"
-        ) from error
+    tokamax = importlib.import_module("tokamax")
     # Left to itself it would fall back to what XLA does for `jax.lax.ragged_dot`.
     own = ("mosaic", "triton")
 
@@ -187,6 +215,11 @@ def _zeros(shape, dtype, sizes):
 CPU = Kernel(
     functools.partial(_multiply_blocks, block=CPU_BLOCK),
     functools.partial(_sum_blocks, block=CPU_BLOCK),
+)
+
+GPU = Kernel(
+    functools.partial(_multiply_blocks, block=GPU_BLOCK),
+    functools.partial(_sum_blocks, block=GPU_BLOCK),
 )
 
 # XLA has a kernel for `ragged_dot` on a TPU and none for the sums: of those it would

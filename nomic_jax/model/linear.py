@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from nomic_jax.config import ModelConfig
+
 
 class Linear(nnx.Module):
     """A kernel of shape `inputs + outputs`, from N(0, deviation), and maybe a bias."""
@@ -50,3 +52,9 @@ def project(
 def with_bias(x: Float[Array, "..."], bias: Float[Array, "..."]) -> Float[Array, "..."]:
     """Add a bias to the last axes of every token, in the type of the product."""
     return x + jnp.broadcast_to(bias.astype(x.dtype), x.shape)
+
+
+def output_deviation(config: ModelConfig) -> float:
+    """Return the deviation of fresh weights that write into the residual stream."""
+    branches = 2 * config.num_layers if config.pre_norm else 1
+    return config.initializer_range / math.sqrt(branches)

@@ -2,9 +2,11 @@
 
     y = bias + sum over the chosen experts e of p_e * gelu(x @ up_e) @ down_e
 
+In a model made of one whose MLPs have biases, `gelu(x @ up_e + up_bias_e)`.
+
 Nussbaum and Duderstadt 2025 (arXiv:2502.07972); no token is dropped (Gale
 et al. 2022, MegaBlocks, arXiv:2211.15841). GELU is the exact one, by the error
-function. The one bias is added after the weighted sum, itself unweighted.
+function. The shared bias is added after the weighted sum, itself unweighted.
 """
 
 from typing import Literal
@@ -17,7 +19,9 @@ from jaxtyping import Array, Bool, Float, Int
 from nomic_jax.config import ModelConfig
 from nomic_jax.model.grouped import grouped_product
 from nomic_jax.model.linear import project
+from nomic_jax.model.mlp import gelu
 from nomic_jax.model.routing import Routing, RoutingSums, route, routing_sums
+from nomic_jax.sharding_rules import EXPERT
 
 # Sorted by expert, each token meets the experts it chose; or every token meets every
 # expert, which takes `experts / chosen` times the arithmetic and no sorting.
@@ -30,13 +34,11 @@ class Router(nnx.Module):
     Published as `router.layer.weight` [experts, D], the transpose of `kernel`.
     """
 
-    def __init__(
-        self, config: ModelConfig, *, num_experts: int, num_chosen: int, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         """Draw a fresh kernel from N(0, initializer_range)."""
         draw = nnx.initializers.normal(config.initializer_range)
-        self.kernel = nnx.Param(draw(rngs.params(), (config.width, num_experts)))
-        self.num_chosen = num_chosen
+        self.kernel = nnx.Param(draw(rngs.params(), (config.width, config.num_experts)))
+        self.num_chosen = config.experts_per_token
 
     def __call__(self, x: Float[Array, "tokens D"]) -> Routing:
         """Choose experts, in float32: rounded logits would choose others."""
@@ -45,23 +47,24 @@ class Router(nnx.Module):
 
 
 class Experts(nnx.Module):
-    """Feed-forward layers of one shape, without biases but for one they share.
+    """Feed-forward layers of one shape, with one bias that they share.
 
     Published as `w1` and `w2`, both [experts * inner, D] with an expert's rows side by
     side. With both seen as [experts, inner, D], `up` is `w1` with its last two axes
     swapped, and `down` is `w2` as it is.
     """
 
-    def __init__(
-        self, config: ModelConfig, *, num_experts: int, dtype: jnp.dtype, rngs: nnx.Rngs
-    ):
-        """Draw fresh weights from N(0, initializer_range); the bias is zero."""
+    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        """Draw fresh weights from N(0, initializer_range); biases are zero."""
         draw = nnx.initializers.normal(config.initializer_range)
-        width, inner = config.width, config.mlp_width
-        self.up = nnx.Param(draw(rngs.params(), (num_experts, width, inner)))
-        self.down = nnx.Param(draw(rngs.params(), (num_experts, inner, width)))
+        experts, width, inner = config.num_experts, config.width, config.mlp_width
+        self.up = nnx.Param(draw(rngs.params(), (experts, width, inner)))
+        self.up_bias = (
+            nnx.Param(jnp.zeros((experts, inner))) if config.expert_bias else None
+        )
+        self.down = nnx.Param(draw(rngs.params(), (experts, inner, width)))
         self.bias = nnx.Param(jnp.zeros(width))
-        self.dtype = jnp.dtype(dtype)
+        self.dtype, self.num_experts = jnp.dtype(dtype), experts
 
     def __call__(
         self,
@@ -73,6 +76,10 @@ class Experts(nnx.Module):
     ) -> Float[Array, "tokens D"]:
         """Return the weighted sum of what each token's experts make of it.
 
+        Where devices hold parts of the experts and the same tokens, as
+        `sharding.over_data` lays them out, each computes what its own experts make of
+        all tokens, and the sum is over devices too.
+
         Args:
             x: tokens.
             weights: of each token's experts.
@@ -80,21 +87,41 @@ class Experts(nnx.Module):
             product: how it is computed; the results are the same. The default is the
                 faster on every platform: see `platform_kernel` for figures.
         """
-        up, down = (each[...].astype(self.dtype) for each in (self.up, self.down))
+        arrays = (self.up, self.up_bias, self.down)
+        weighted = tuple(
+            None if each is None else each[...].astype(self.dtype) for each in arrays
+        )
         apply = {"grouped": _grouped, "dense": _dense}[product]
-        mixed = apply(x.astype(self.dtype), weights, experts, up, down)
+        tokens, split = x.astype(self.dtype), self.up.shape[0] < self.num_experts
+        if split:
+            # Marked as differing, so that their gradients are summed over devices.
+            tokens, weights = jax.lax.pcast((tokens, weights), EXPERT, to="varying")
+            experts = experts - self.up.shape[0] * jax.lax.axis_index(EXPERT)
+        mixed = apply(tokens, weights, experts, *weighted, split=split)
+        if split:
+            mixed = jax.lax.psum(mixed, EXPERT)
         bias = jnp.broadcast_to(self.bias[...], mixed.shape)
         return (mixed + bias).astype(x.dtype)
 
 
-def _grouped(x, weights, experts, up, down):
+def _grouped(x, weights, experts, up, up_bias, down, *, split):
     num_tokens, num_chosen = experts.shape
     chosen = experts.reshape(-1)  # (tokens · chosen)
+    if split:  # other devices' experts come last, and are no group
+        chosen = jnp.where((chosen >= 0) & (chosen < len(up)), chosen, len(up))
     order = jnp.argsort(chosen, stable=True)
     sizes = (chosen[:, None] == jnp.arange(len(up))[None]).sum(axis=0, dtype=jnp.int32)
-    rows = _permute(jnp.repeat(x, num_chosen, axis=0), order)
-    rows = jax.nn.gelu(grouped_product(rows, up, sizes), approximate=False)
-    rows = grouped_product(rows, down, sizes)
+
+    def own(rows):
+        # What a product leaves in rows of no group may be anything.
+        there = jnp.arange(len(rows)) < sizes.sum()
+        return jnp.where(there[:, None], rows, 0) if split else rows
+
+    rows = own(_permute(jnp.repeat(x, num_chosen, axis=0), order))
+    rows = own(grouped_product(rows, up, sizes))
+    if up_bias is not None:
+        rows += up_bias[chosen[order]]
+    rows = own(grouped_product(gelu(rows), down, sizes))
     rows = _permute(rows, jnp.argsort(order)).reshape(num_tokens, num_chosen, -1)
     return (rows.astype(jnp.float32) * weights[..., None]).sum(axis=1)
 
@@ -104,53 +131,35 @@ def _permute(rows, order):
     return rows.at[order].get(unique_indices=True, mode="promise_in_bounds")
 
 
-def _dense(x, weights, experts, up, down):
+def _dense(x, weights, experts, up, up_bias, down, *, split):
+    del split  # other devices' experts are outside the range, and so nothing
     chosen = jax.nn.one_hot(experts, len(up)) * weights[..., None]
 
     # Without checkpoint, the backward pass would keep all experts' activations.
     @jax.checkpoint
     def one_expert(total, expert):
-        up, down, weight = expert
-        out = jax.nn.gelu(x @ up, approximate=False) @ down
+        up, up_bias, down, weight = expert
+        inner = x @ up if up_bias is None else x @ up + up_bias
+        out = gelu(inner) @ down
         return total + weight[:, None] * out.astype(jnp.float32), None
 
-    each = (up, down, chosen.sum(axis=1).T)
-    return jax.lax.scan(one_expert, jnp.zeros_like(x, jnp.float32), each)[0]
+    each = (up, up_bias, down, chosen.sum(axis=1).T)
+    return jax.lax.scan(one_expert, 0 * x.astype(jnp.float32), each)[0]
 
 
 class MixtureOfExperts(nnx.Module):
     """A router and the experts it chooses from."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        num_experts: int,
-        num_chosen: int,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         """Draw fresh weights.
 
         Args:
-            config: its width, its MLP's, and the deviation of fresh weights.
-            num_experts: to choose from.
-            num_chosen: experts a token goes to.
+            config: its width, its MLP's, and how many experts there are.
             dtype: what the experts' products run in; the router's run in float32.
             rngs: source of randomness.
-
-        Raises:
-            ValueError: a token cannot go to so many experts.
         """
-        if not 1 <= num_chosen <= num_experts:
-            raise ValueError(
-                f"num_chosen={num_chosen} must be between 1 and num_experts="
-                f"{num_experts}"
-            )
-        self.router = Router(
-            config, num_experts=num_experts, num_chosen=num_chosen, rngs=rngs
-        )
-        self.experts = Experts(config, num_experts=num_experts, dtype=dtype, rngs=rngs)
+        self.router = Router(config, rngs=rngs)
+        self.experts = Experts(config, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,

@@ -46,6 +46,14 @@ def cls_pool(
     return jax.vmap(lambda row, column: row[column])(hidden, first).astype(jnp.float32)
 
 
+def last_pool(
+    hidden: Float[Array, "B S D"], mask: Bool[Array, "B *slots S"]
+) -> Float32[Array, "B *slots D"]:
+    """Take the hidden state of each text's last column; see `mean_pool`."""
+    last = mask.shape[-1] - 1 - jnp.argmax(jnp.flip(mask, axis=-1), axis=-1)
+    return jax.vmap(lambda row, column: row[column])(hidden, last).astype(jnp.float32)
+
+
 def normalize(x: Float[Array, "*rows E"]) -> Float[Array, "*rows E"]:
     """Scale each vector to unit length; a zero vector stays zero."""
     square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
@@ -66,7 +74,8 @@ def embed(
     config: EmbeddingConfig,
 ) -> Float32[Array, "B *slots D"]:
     """Pool hidden states into one full-width vector a text, not cut or normalised."""
-    pooled = {"mean": mean_pool, "cls": cls_pool}[config.pooling](hidden, mask)
+    pool = {"mean": mean_pool, "cls": cls_pool, "last": last_pool}[config.pooling]
+    pooled = pool(hidden, mask)
     return plain_layer_norm(pooled) if config.layer_norm else pooled
 
 

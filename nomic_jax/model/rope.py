@@ -20,7 +20,7 @@ Turns: TypeAlias = tuple[Float32[Array, "B S half"], Float32[Array, "B S half"]]
 
 
 def inverse_frequencies(
-    config: ModelConfig, max_length: int
+    config: ModelConfig, max_length: int, *, local: bool = False
 ) -> Float32[np.ndarray, "lengths half"]:
     """Tabulate the angle per position of each channel pair, by length of the text.
 
@@ -28,12 +28,16 @@ def inverse_frequencies(
     `trained_positions + i`. Made on the host, it is the same on every accelerator.
     Each step is rounded to float32 as in PyTorch, with which the published models were
     trained: a last place here moves the hidden states of token 2,000 by 4e-4.
+    Local layers have a base of their own, which no length stretches: what they look at
+    is never far.
     """
-    assert config.rope_base is not None, "absolute positions do not turn"
+    base = config.local_rope_base if local else config.rope_base
+    assert base is not None, "absolute positions do not turn"
     width, trained = config.head_width, config.trained_positions
     single, double = np.float32, np.float64
-    bases = np.full(1, config.rope_base, single)
-    if config.rope_scaling_factor is not None and max_length > trained:
+    bases = np.full(1, base, single)
+    stretched = config.rope_scaling_factor is not None and not local
+    if stretched and max_length > trained:
         alpha = single(config.rope_scaling_factor)
         lengths = np.arange(trained, max_length + 1, dtype=single)
         stretch = alpha * lengths / single(trained) - (alpha - single(1))
@@ -43,14 +47,18 @@ def inverse_frequencies(
     return single(1) / (bases.astype(double)[:, None] ** exponents).astype(single)
 
 
-def rotations(config: ModelConfig, segment_ids: Int[Array, "B S"]) -> Turns:
+def rotations(
+    config: ModelConfig, segment_ids: Int[Array, "B S"], *, local: bool = False
+) -> Turns:
     """Return the cosines and sines by which each token's query and key turn.
 
     They depend on the token's place in its own text and on that text's own length;
-    never on padding, on neighbours in a packed row, or on an earlier call.
+    never on padding, on neighbours in a packed row, or on an earlier call. Those of
+    local layers have the base of local layers.
     """
     positions, lengths = positions_and_lengths(segment_ids)
-    table = jnp.asarray(inverse_frequencies(config, segment_ids.shape[1]))
+    columns = segment_ids.shape[1]
+    table = jnp.asarray(inverse_frequencies(config, columns, local=local))
     if len(table) == 1:
         frequencies = table[None]
     else:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nomic_jax.config import nearest
+from nomic_jax.fields import nearest
 from nomic_jax.sources.files import open_file, whole_place
 from nomic_jax.sources.pairs import PairColumns
 from nomic_jax.sources.shards import ShardedPairs

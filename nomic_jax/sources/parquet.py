@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nomic_jax.config import nearest
+from nomic_jax.fields import nearest
 from nomic_jax.sources.files import fingerprint_of, matching, open_file, version_of
 from nomic_jax.sources.source import Row, check_name, parts, source_name
 

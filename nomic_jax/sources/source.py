@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
-from nomic_jax.config import nearest
+from nomic_jax.fields import nearest
 
 Row: TypeAlias = Mapping[str, object]  # columns by name, as a file holds them
 

@@ -7,7 +7,7 @@ import typing
 from typing import Any, TypeVar
 
 from nomic_jax import storage
-from nomic_jax.config import JsonConfig
+from nomic_jax.fields import JsonConfig
 from nomic_jax.sources.files import cannot_read
 from nomic_jax.store.record import Dtype
 from nomic_jax.store.rules import Kind

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from nomic_jax.config import nearest
+from nomic_jax.fields import nearest
 from nomic_jax.sources.pairs import Pair
 from nomic_jax.sources.source import Place, Row, Source, text_of
 from nomic_jax.store.rules import PairRule, RowRule, Rule

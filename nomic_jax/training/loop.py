@@ -14,8 +14,8 @@ from typing import Any, Literal
 import jax
 
 from nomic_jax.batch import StepBatch
-from nomic_jax.config import nearest
 from nomic_jax.data.feed import feed
+from nomic_jax.fields import nearest
 from nomic_jax.storage import join
 from nomic_jax.training.checkpoints import Checkpoints
 from nomic_jax.training.finite import SkipLimit

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nomic_jax import hosts
-from nomic_jax.config import differing_fields
+from nomic_jax.fields import differing_fields
 from nomic_jax.storage import (
     exists,
     is_remote,
