@@ -1,4 +1,4 @@
-"""Convert a NomicBERT checkpoint between the layouts of JAX, Nomic and transformers.
+"""Convert a checkpoint between the layouts of JAX, Nomic and transformers.
 
 python convert_torch_weights.py SOURCE DEST --to jax
 """

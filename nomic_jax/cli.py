@@ -43,6 +43,16 @@ class Embed:
 
 
 @dataclasses.dataclass(frozen=True)
+class FillMask:
+    """Print what a model would put in place of each mask, and how probable it is."""
+
+    model: Model  # folder or hub id of a model that has an MLM head
+    # with the model's own mask, [MASK] or <mask>; -: a text a line of standard input
+    text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]
+    top: int = 5  # candidates of each mask
+
+
+@dataclasses.dataclass(frozen=True)
 class Verify:
     """Check a model against its fingerprint and, where it is installed, PyTorch."""
 
@@ -56,7 +66,7 @@ def main() -> None:
 
 def nomic_jax(arguments: Sequence[str]) -> int:
     """Run one subcommand and return the exit status."""
-    commands, given = Embed | Plan | Prepare | Verify, list(arguments)
+    commands, given = Embed | FillMask | Plan | Prepare | Verify, list(arguments)
     fields: list[str] = []  # of a config, which only its stages know
     if given[:1] == ["plan"]:
         chosen, fields = tyro.cli(
@@ -69,6 +79,8 @@ def nomic_jax(arguments: Sequence[str]) -> int:
         match chosen:
             case Embed():
                 return embed(chosen)
+            case FillMask():
+                return fill_mask(chosen)
             case Plan():
                 return plan(chosen, fields)
             case Prepare():
@@ -116,6 +128,15 @@ def embed(options: Embed) -> int:
         progress=True,
     )
     write_vectors(options.output, texts, vectors)
+    return 0
+
+
+def fill_mask(options: FillMask) -> int:
+    """Run `nomic-jax fill-mask`: a line for each candidate."""
+    from nomic_jax.fill_mask import filled_lines
+
+    for line in filled_lines(options.model, options.text, top=options.top):
+        print(line, flush=True)
     return 0
 
 

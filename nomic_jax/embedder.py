@@ -25,9 +25,10 @@ from nomic_jax.checkpoints.embedding_rule import describe, embedding_for
 from nomic_jax.checkpoints.folder import build
 from nomic_jax.checkpoints.hub import resolve
 from nomic_jax.checkpoints.reader import read_checkpoint, without_head
-from nomic_jax.config import EmbeddingConfig, nearest
+from nomic_jax.config import EmbeddingConfig
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.pooling import embed, matryoshka
+from nomic_jax.model.projection import Projection
 from nomic_jax.own_devices import num_devices, on_own_devices, spread_rows
 from nomic_jax.tokenizer import BUCKETS, TextTokenizer, pad
 
@@ -43,6 +44,7 @@ class Embedder:
         tokenizer: TextTokenizer,
         config: EmbeddingConfig,
         *,
+        projection: Projection | None = None,
         tokens_per_batch: int | None = None,
     ):
         """Put a model, a tokenizer and the embedding's conventions together.
@@ -51,6 +53,7 @@ class Embedder:
             model: the encoder.
             tokenizer: the one the model was trained with.
             config: pooling, prompts, lengths.
+            projection: a dense layer after pooling, for a model that has one.
             tokens_per_batch: of a device, padding included, which bounds memory; a
                 longer text is a batch of its own. None suits the machine.
 
@@ -73,12 +76,12 @@ class Embedder:
             raise ValueError(
                 f"max_length={config.max_length} exceeds the longest row, {BUCKETS[-1]}"
             )
-        wide = [dim for dim in config.matryoshka_dims if dim > model.config.width]
+        self.width = model.config.width if projection is None else projection.width
+        wide = [dim for dim in config.matryoshka_dims if dim > self.width]
         if wide:
-            raise ValueError(
-                f"matryoshka_dims {wide} exceed the model's width {model.config.width}"
-            )
+            raise ValueError(f"matryoshka_dims {wide} exceed the width {self.width}")
         self.model = model
+        self.projection = projection
         self.tokenizer = tokenizer
         self.config = config
         self.tokens_per_batch = tokens_per_batch or default_tokens_per_batch()
@@ -126,7 +129,9 @@ class Embedder:
             config = dataclasses.replace(config, max_length=max_length)
         model = build(checkpoint, dtype=dtype or default_dtype())
         assert isinstance(model, NomicBert)
-        return cls(on_own_devices(model), TextTokenizer.from_folder(folder), config)
+        tokenizer = TextTokenizer.from_folder(folder)
+        model, projection = on_own_devices((model, checkpoint.projection))
+        return cls(model, tokenizer, config, projection=projection)
 
     def encode_query(
         self, texts: Sequence[str], *, dim: int | None = None, progress: bool = False
@@ -173,16 +178,14 @@ class Embedder:
         rows = tokenize(
             texts,
             self.tokenizer,
-            prefix=self._checked_prefix(task),
+            prefix=self.config.prompt(task),
             max_length=self.config.max_length,
             on_too_long=on_too_long,
         )
         out = np.empty((len(rows), width), np.float32)
         # Counted in tokens: the longest texts come first, so texts would speed up.
-        total = sum(map(len, rows))
-        with tqdm(
-            total=total, unit="token", unit_scale=True, disable=not progress
-        ) as bar:
+        total, off = sum(map(len, rows)), not progress
+        with tqdm(total=total, unit="token", unit_scale=True, disable=off) as bar:
             pending = collections.deque[tuple[Sequence[int], jax.Array]]()
 
             def collect() -> None:
@@ -192,7 +195,7 @@ class Embedder:
 
             for members, tokens in self._batches(rows):
                 tokens = spread_rows(tokens, self.model)
-                pooled = _pooled(self.model, tokens, self.config)
+                pooled = _pooled(self.model, self.projection, tokens, self.config)
                 pending.append((members, _cut(pooled, width)))
                 if len(pending) > 1:  # the next batch is under way: this one is awaited
                     collect()
@@ -221,35 +224,14 @@ class Embedder:
         Raises:
             ValueError: a prefix is no task's prompt.
         """
-        query, document = self.task_of(query_prefix), self.task_of(document_prefix)
+        query, document = map(self.config.task_of, (query_prefix, document_prefix))
         return (
             functools.partial(self.encode, task=query),
             functools.partial(self.encode, task=document),
         )
 
-    def task_of(self, prefix: str) -> str:
-        """Name the task whose prompt is this prefix.
-
-        Raises:
-            ValueError: no task has it.
-        """
-        for task, prompt in self.config.prompts.items():
-            if prompt == prefix:
-                return task
-        raise ValueError(
-            f"no task has the prefix {prefix!r}: "
-            f"{nearest(prefix, self.config.prompts.values())}"
-        )
-
-    def _checked_prefix(self, task: str) -> str:
-        if task not in self.config.prompts:
-            raise ValueError(
-                f"unknown task {task!r}: {nearest(task, self.config.prompts)}"
-            )
-        return self.config.prompts[task]
-
     def _checked_dim(self, dim: int | None) -> int:
-        full = self.model.config.width
+        full = self.width
         dims = self.config.matryoshka_dims or (full,)
         if dim is not None and dim != full and dim not in dims:
             raise ValueError(
@@ -259,11 +241,15 @@ class Embedder:
         return full if dim is None else dim
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@functools.partial(jax.jit, static_argnums=3)
 def _pooled(
-    model: NomicBert, tokens: Tokens, config: EmbeddingConfig
-) -> Float32[Array, "B D"]:
-    return embed(model(tokens), jnp.asarray(tokens.mask), config)
+    model: NomicBert,
+    projection: Projection | None,
+    tokens: Tokens,
+    config: EmbeddingConfig,
+) -> Float32[Array, "B width"]:
+    pooled = embed(model(tokens), jnp.asarray(tokens.mask), config)
+    return pooled if projection is None else projection(pooled)
 
 
 # Compiled apart from the encoder, so that another dimension costs no new encoder.

@@ -81,7 +81,9 @@ def in_float32(embedder: Embedder) -> Embedder:
     model = jax.tree.unflatten(
         jax.tree.structure(shapes), jax.tree.leaves(embedder.model)
     )
-    return Embedder(model, embedder.tokenizer, embedder.config)
+    return Embedder(
+        model, embedder.tokenizer, embedder.config, projection=embedder.projection
+    )
 
 
 def embed_exactly(
@@ -128,7 +130,7 @@ def check_fingerprint(embedder: Embedder, folder: Path) -> Comparison | None:
 
 
 def check_torch(embedder: Embedder, folder: Path) -> Comparison:
-    """Embed with transformers' NomicBert, from weights written in its layout.
+    """Embed with transformers' own class, from weights written in its layout.
 
     The PyTorch side shares only the tokenizer's ids and this project's writer: reading,
     the encoder and pooling are transformers' and PyTorch's own.
@@ -163,14 +165,28 @@ def check_torch(embedder: Embedder, folder: Path) -> Comparison:
     with torch.no_grad():
         for ids in encoded.ids:
             hidden = model(torch.from_numpy(ids.astype(np.int64))[None])[0]
-            pooled = (
-                hidden.mean(1) if embedder.config.pooling == "mean" else hidden[:, 0]
-            )
+            pooled = {
+                "mean": hidden.mean(1),
+                "cls": hidden[:, 0],
+                "last": hidden[:, -1],
+            }[embedder.config.pooling]
             if embedder.config.layer_norm:
                 pooled = torch.nn.functional.layer_norm(pooled, pooled.shape[1:])
+            if checkpoint.projection is not None:
+                pooled = _projected(pooled, checkpoint.projection)
             theirs.append(torch.nn.functional.normalize(pooled).numpy()[0])
     ours = embed_exactly(embedder, TEXTS, task)
     return compare(ours, np.stack(theirs), against="transformers on PyTorch")
+
+
+def _projected(pooled, projection):
+    import torch
+
+    kernel = torch.from_numpy(np.array(projection.kernel[...]))
+    out = pooled @ kernel
+    if projection.bias is not None:
+        out = out + torch.from_numpy(np.array(projection.bias[...]))
+    return torch.tanh(out) if projection.activation == "tanh" else out
 
 
 def comparisons(source: str) -> Iterator[Comparison]:
@@ -182,6 +198,7 @@ def comparisons(source: str) -> Iterator[Comparison]:
     Raises:
         ValueError: the folder is no checkpoint, or nothing can be compared.
     """
+    from nomic_jax.checkpoints.families import no_place
     from nomic_jax.checkpoints.hub import resolve
 
     folder = resolve(source)
@@ -191,12 +208,15 @@ def comparisons(source: str) -> Iterator[Comparison]:
         print(f"{folder} has no {FINGERPRINT}", file=sys.stderr)
     else:
         yield found
-    if importlib.util.find_spec("torch") is not None:
+    missing = no_place(embedder.model.config, "transformers")
+    if importlib.util.find_spec("torch") is None:
+        missing.append('PyTorch is not installed: pip install "nomic-jax[torch]"')
+    if not missing:
         yield check_torch(embedder, folder)
     elif found is None:
         raise ValueError(
-            f"nothing to compare {folder} with: it has no {FINGERPRINT}, and PyTorch "
-            'is not installed; run pip install "nomic-jax[torch]"'
+            f"nothing to compare {folder} with: it has no {FINGERPRINT}; "
+            + "; ".join(missing)
         )
     else:
-        print("PyTorch is not installed: not compared with it", file=sys.stderr)
+        print("not compared with PyTorch: " + "; ".join(missing), file=sys.stderr)

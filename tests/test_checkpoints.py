@@ -9,13 +9,15 @@ import pytest
 import tiny_checkpoints as tiny
 
 from nomic_jax.checkpoints import writer
-from nomic_jax.checkpoints.config_keys import read_config_keys, write_config_keys
+from nomic_jax.checkpoints.config_keys import read_config_keys
 from nomic_jax.checkpoints.embedding_rule import embedding_for, recognise
+from nomic_jax.checkpoints.families import no_place
 from nomic_jax.checkpoints.hub import resolve
 from nomic_jax.checkpoints.problems import CheckpointError, ranges
-from nomic_jax.checkpoints.reader import read_checkpoint
+from nomic_jax.checkpoints.reader import STYLES, read_checkpoint
+from nomic_jax.checkpoints.write_keys import write_config_keys
 from nomic_jax.checkpoints.writer import write_checkpoint
-from nomic_jax.config import PUBLISHED, PUBLISHED_EMBEDDINGS
+from nomic_jax.published import PUBLISHED, PUBLISHED_EMBEDDINGS
 
 CONFIG = tiny.CONFIG
 
@@ -225,20 +227,22 @@ def test_an_architecture_with_a_head_needs_its_tensors(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("activation_function", "geglu"),
+        ("activation_function", "gelu_pytorch_tanh"),
         ("parallel_block", True),
         ("use_rms_norm", True),
         ("qkv_proj_bias", True),
         ("rotary_emb_fraction", 0.5),
         ("rotary_emb_interleaved", True),
         ("rotary_emb_scale_base", 512),
-        ("attn_pdrop", 0.1),
         ("tie_word_embeddings", False),
         ("hidden_act", "gelu"),
         ("head_dim", 16),
         ("rope_parameters", {"rope_type": "yarn", "factor": 2.0}),
         ("rope_parameters", {"rope_type": "dynamic"}),
         ("quantization_config", {"bits": 4}),
+        ("is_decoder", True),
+        ("position_embedding_type", "alibi"),
+        ("position_embedding_type", "relative_key"),
         ("n_layer", "two"),
         ("rotary_emb_base", None),
         ("num_hidden_layers", 3),
@@ -264,26 +268,36 @@ def test_sizes_that_upstream_rounds_up_follow_the_tensors(tmp_path):
     assert "is (128, 32), expected (64, 32)" in message
 
 
-@pytest.mark.parametrize("style", ["nomic", "transformers"])
+STRETCHED = dataclasses.replace(
+    CONFIG,
+    rope_scaling_factor=2.0,
+    dropout=0.25,
+    pad_token_id=1,
+    initializer_range=0.5,
+)
+
+
 @pytest.mark.parametrize(
-    "config",
+    ("config", "style"),
     [
-        *PUBLISHED.values(),
-        dataclasses.replace(
-            CONFIG,
-            rope_scaling_factor=2.0,
-            dropout=0.25,
-            pad_token_id=1,
-            initializer_range=0.5,
-        ),
+        pytest.param(config, style, id=f"{name}-{style}")
+        for name, config in {**PUBLISHED, "stretched": STRETCHED}.items()
+        for style in STYLES
+        if not no_place(config, style)
     ],
 )
 def test_config_keys_there_and_back(config, style):
-    fields, problems = read_config_keys(write_config_keys(config, style))
+    values = write_config_keys(config, style)
+    fields, problems = read_config_keys(values, values["model_type"])
     assert problems == []
     expected = dataclasses.asdict(config)
     assert fields == {name: expected[name] for name in fields}
-    assert set(expected) - set(fields) == {"head", "head_bias"}
+    others = {name: expected[name] for name in set(expected) - set(fields)}
+    defaults = dataclasses.asdict(CONFIG)
+    assert {name for name, value in others.items() if value != defaults[name]} <= {
+        "head",
+        "head_bias",
+    }
 
 
 def test_what_is_no_checkpoint_gets_one_line(tmp_path):
@@ -296,16 +310,14 @@ def test_what_is_no_checkpoint_gets_one_line(tmp_path):
     (bare / "model.safetensors").unlink()
     garbled = shutil.copytree(sound, tmp_path / "garbled")
     (garbled / "config.json").write_text("{")
-    edited(tmp_path / "bert", model_type="bert")
-    edited(tmp_path / "moe", num_experts=8)
+    edited(tmp_path / "deberta", model_type="deberta-v2")
     for name, part in {
         "nowhere": "is not a folder",
         "empty": "holds no config.json",
         "cut": "is not a whole safetensors file",
         "bare": "holds no weights",
         "garbled": "is not JSON",
-        "bert": "type 'bert'",
-        "moe": "8 experts",
+        "deberta": "type 'deberta-v2'; known are: nomic_bert, bert, xlm-roberta",
     }.items():
         message = refusal(tmp_path / name)
         assert part in message

@@ -79,7 +79,9 @@ def python(*arguments, **options):
     )
 
 
-@pytest.mark.parametrize("command", [[], ["embed"], ["plan"], ["prepare"], ["verify"]])
+@pytest.mark.parametrize(
+    "command", [[], ["embed"], ["fill-mask"], ["plan"], ["prepare"], ["verify"]]
+)
 def test_help_imports_nothing_heavy(command):
     done = python("-c", IMPORTED, *command, "--help", text=True)
     assert done.stderr == "0 []"
@@ -103,7 +105,7 @@ def test_help_shows_every_option_with_its_default(capsys):
     ("arguments", "says"),
     [
         (["embed", "m", "--task", "clustering", "--outptu", "x.npy"], "--output"),
-        (["embedd", "m"], "embed, plan"),
+        (["embedd", "m"], "embed, fill-mask"),
         (["embed", "--task", "clustering"], "MODEL"),
         (["embed", "m", "--task", "clustering", "--dim", "many"], "--dim"),
         ([], "Missing subcommand"),

@@ -150,7 +150,7 @@ def test_another_dim_or_order_compiles_no_other_encoder(embedder):
 def test_a_thousand_texts_need_few_shapes(embedder, monkeypatch):
     shapes = []
 
-    def instead(model, tokens, config):
+    def instead(model, projection, tokens, config):
         shapes.append(tokens.ids.shape)
         return np.ones((len(tokens.ids), 32), np.float32)
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 FENCE = re.compile(r"(<!-- test command -->\n)?```(bash|python)\n(.*?)```", re.S)
 BLOCKS = FENCE.findall(README)
-HUB_ID = "nomic-ai/nomic-embed-text-v1.5"
+HUB_IDS = ("nomic-ai/nomic-embed-text-v1.5", "nomic-ai/nomic-bert-2048")
 
 # The quickstart's promise: at least this much over random weights.
 GAIN = 0.15
@@ -36,39 +36,41 @@ def run(command: str, folder: Path, environment: dict[str, str]) -> str:
     return done.stdout
 
 
-def write_small_model(folder: Path) -> None:
-    """Stand in for the published model: its conventions and width, random weights."""
+def write_small_model(name: str, folder: Path) -> None:
+    """Stand in for a published model: its conventions and width, random weights."""
     from flax import nnx
 
     from nomic_jax.checkpoints.folder import save_model
-    from nomic_jax.config import PUBLISHED, PUBLISHED_EMBEDDINGS, padded_vocabulary
-    from nomic_jax.model.encoder import NomicBert
+    from nomic_jax.config import padded_vocabulary
+    from nomic_jax.model.head_models import make_model
+    from nomic_jax.published import PUBLISHED, PUBLISHED_EMBEDDINGS
     from nomic_jax.tokenizer import TextTokenizer
 
     tokenizer = TextTokenizer.train([README], vocab_size=500)
-    name = HUB_ID.partition("/")[2]
     config = dataclasses.replace(
         PUBLISHED[name], num_layers=1, vocab_size=padded_vocabulary(tokenizer.size)
     )
-    model = NomicBert(config, rngs=nnx.Rngs(0))
-    save_model(model, config, PUBLISHED_EMBEDDINGS[name], tokenizer, folder)
+    model = make_model(config, rngs=nnx.Rngs(0))
+    save_model(model, config, PUBLISHED_EMBEDDINGS.get(name), tokenizer, folder)
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """No network for weights: the hub's cache holds the model that the README names."""
+    """No network for weights: the hub's cache holds the models the README names."""
     home = tmp_path_factory.mktemp("hub")
-    cache = home / "hub" / f"models--{HUB_ID.replace('/', '--')}"
     revision = "0" * 40
-    (cache / "refs").mkdir(parents=True)
-    (cache / "refs" / "main").write_text(revision)
-    snapshot = cache / "snapshots" / revision
-    snapshot.parent.mkdir()
-    weights = os.environ.get("NOMIC_JAX_REAL_WEIGHTS")
-    if weights:
-        snapshot.symlink_to(Path(weights) / HUB_ID.partition("/")[2])
-    else:
-        write_small_model(snapshot)
+    for hub_id in HUB_IDS:
+        cache = home / "hub" / f"models--{hub_id.replace('/', '--')}"
+        (cache / "refs").mkdir(parents=True)
+        (cache / "refs" / "main").write_text(revision)
+        snapshot = cache / "snapshots" / revision
+        snapshot.parent.mkdir()
+        name = hub_id.partition("/")[2]
+        real = Path(os.environ.get("NOMIC_JAX_REAL_WEIGHTS", "")) / name
+        if real.is_dir():
+            snapshot.symlink_to(real)
+        else:
+            write_small_model(name, snapshot)
     return {
         **{k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HF_TOKEN")},
         "HF_HOME": str(home),

@@ -9,8 +9,8 @@ import pytest
 
 from nomic_jax.batch import Tokens
 from nomic_jax.checkpoints.folder import load_encoder
-from nomic_jax.config import PUBLISHED_EMBEDDINGS
 from nomic_jax.model.pooling import embed, matryoshka
+from nomic_jax.published import PUBLISHED_EMBEDDINGS
 from nomic_jax.tokenizer import TextTokenizer, pad
 
 pytestmark = [pytest.mark.real, pytest.mark.torch, pytest.mark.slow]

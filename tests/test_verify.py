@@ -14,10 +14,11 @@ from flax import nnx
 
 from nomic_jax.checkpoints.folder import save_model
 from nomic_jax.cli import nomic_jax
-from nomic_jax.config import EmbeddingConfig
+from nomic_jax.config import EmbeddingConfig, padded_vocabulary
 from nomic_jax.embedder import Embedder
 from nomic_jax.model import attention, pooling
 from nomic_jax.model.encoder import NomicBert
+from nomic_jax.published import PUBLISHED
 from nomic_jax.tokenizer import TextTokenizer
 from nomic_jax.verify import FINGERPRINT, TEXTS, compare, in_float32, write_fingerprint
 
@@ -81,7 +82,7 @@ def test_an_exported_folder_has_its_own_fingerprint(exported, capsys, without_to
     status, out, last = verify(exported, capsys)
     assert status == 0
     assert out.startswith("ok   against fingerprint.json: largest difference 0.0e+00")
-    assert last == "PyTorch is not installed: not compared with it"
+    assert last.startswith("not compared with PyTorch: PyTorch is not installed")
 
 
 @pytest.mark.parametrize(
@@ -166,6 +167,7 @@ CONVENTIONS = [
     embedding(),
     embedding(layer_norm=True),
     embedding(pooling="cls"),
+    embedding(pooling="last"),
 ]
 
 
@@ -189,6 +191,42 @@ def test_an_exported_folder_embeds_as_with_torch(exported, capsys):
     status, out, _ = verify(exported, capsys)
     assert status == 0
     assert [line[:4].strip() for line in out.splitlines()] == ["ok", "ok"]
+
+
+def family(name, tokenizer, folder):
+    """A tiny model of a family with random weights, exported with its fingerprint."""
+    config = dataclasses.replace(
+        PUBLISHED[name],
+        **{"num_layers": 4, "width": 32, "num_heads": 2, "mlp_width": 64},
+        vocab_size=padded_vocabulary(tokenizer.size),
+        trained_positions=64,
+        pad_token_id=0,  # the tokenizer's
+        first_position=int(PUBLISHED[name].first_position > 0),  # the one after it
+        **{"head": None, "head_bias": False},
+    )
+    model = NomicBert(config, rngs=nnx.Rngs(0))
+    conventions = EmbeddingConfig(pooling="mean", layer_norm=False, max_length=32)
+    save_model(model, config, conventions, tokenizer, folder)
+    write_fingerprint(Embedder(model, tokenizer, conventions), folder)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "name", ["bert-base-uncased", "xlm-roberta-base", "modernbert-embed-base"]
+)
+def test_other_families_embed_as_with_torch(tmp_path, capsys, tokenizer, name):
+    family(name, tokenizer, tmp_path / "model")
+    status, out, _ = verify(tmp_path / "model", capsys)
+    assert status == 0
+    assert [line[:4].strip() for line in out.splitlines()] == ["ok", "ok"]
+
+
+def test_a_mixture_has_its_fingerprint_alone(tmp_path, capsys, tokenizer):
+    family("nomic-embed-text-v2-moe", tokenizer, tmp_path / "model")
+    status, out, last = verify(tmp_path / "model", capsys)
+    assert status == 0
+    assert out.startswith("ok   against fingerprint.json")
+    assert "transformers' has no mixture of experts" in last
 
 
 @pytest.mark.torch

@@ -171,3 +171,134 @@ def assert_bitwise(got, expected):
     for name, array in expected.items():
         assert (got[name].dtype, got[name].shape) == (array.dtype, array.shape), name
         assert got[name].tobytes() == array.tobytes(), name
+
+
+# One small model of each family; the sizes are those above.
+_SIZES = {
+    "vocab_size": VOCABULARY,
+    "type_vocab_size": 2,
+    "num_layers": LAYERS,
+    "width": WIDTH,
+    "num_heads": HEADS,
+    "mlp_width": MLP,
+    "layer_norm_epsilon": 1e-12,
+    "trained_positions": 64,
+}
+_BIASED = {"activation": "gelu", "bias": True}
+FAMILIES = {
+    "nomic": CONFIG,
+    "nomic-xlm": ModelConfig(**_SIZES, **_BIASED, rope_base=10000.0),
+    "moe": ModelConfig(**_SIZES, **_BIASED, rope_base=10000.0, num_experts=4),
+    "bert": ModelConfig(**_SIZES, **_BIASED, rope_base=None),
+    "xlm-roberta": ModelConfig(
+        **_SIZES, **_BIASED, rope_base=None, first_position=2, pad_token_id=1
+    ),
+    "modernbert": ModelConfig(
+        **_SIZES | {"num_layers": 6, "type_vocab_size": 0, "layer_norm_epsilon": 1e-5},
+        rope_base=160000.0,
+        activation="geglu",
+        pre_norm=True,
+        norm_bias=False,
+        global_every=3,
+        local_window=8,
+        local_rope_base=10000.0,
+    ),
+}
+LABELS = ("no", "maybe", "yes")
+HEADS_OF = {
+    None: {},
+    "pooler": {},
+    "mlm": {"head_bias": True},
+    "pretraining": {"head_bias": True},
+    "next_sentence": {},
+    "sequence_classification": {
+        **{"labels": LABELS, "problem": "many_labels", "head_dropout": 0.25}
+    },
+    "token_classification": {"labels": LABELS, "head_dropout": 0.25},
+    "question_answering": {},
+    "multiple_choice": {"head_dropout": 0.25},
+}
+
+
+def configured(family, head):
+    """The small model of a family with a head on it; None where there is none such."""
+    import dataclasses
+
+    values = dict(HEADS_OF[head])
+    if family == "modernbert" and head in (
+        "sequence_classification",
+        "multiple_choice",
+    ):
+        values["head_pooling"] = "mean"
+    try:
+        return dataclasses.replace(FAMILIES[family], head=head, **values)
+    except ValueError:
+        return None
+
+
+def nomic_shapes(config):
+    """The names and shapes of Nomic's layout, for any config it has a place for."""
+    width, inner = config.width, config.mlp_width
+    shapes = {}
+
+    def add(name, outputs, *inputs, bias=True):
+        shapes[f"{name}.weight"] = (outputs, *inputs)
+        if bias:
+            shapes[f"{name}.bias"] = (outputs,)
+
+    prefix = "" if config.head in (None, "pooler") else "bert."
+    tables = {"word": config.vocab_size, "token_type": config.type_vocab_size}
+    if config.rope_base is None:
+        tables["position"] = config.first_position + config.trained_positions
+    for name, rows in tables.items():
+        add(f"{prefix}embeddings.{name}_embeddings", rows, width, bias=False)
+    add(f"{prefix}emb_ln", width)
+    for layer in range(config.num_layers):
+        at = f"{prefix}encoder.layers.{layer}"
+        add(f"{at}.attn.Wqkv", 3 * width, width, bias=config.bias)
+        add(f"{at}.attn.out_proj", width, width, bias=config.bias)
+        add(f"{at}.norm1", width)
+        add(f"{at}.norm2", width)
+        if config.num_experts and layer % 2:
+            add(f"{at}.mlp.router.layer", config.num_experts, width, bias=False)
+            rows = config.num_experts * inner
+            shapes[f"{at}.mlp.experts.mlp.w1"] = (rows, width)
+            shapes[f"{at}.mlp.experts.mlp.w2"] = (rows, width)
+            shapes[f"{at}.mlp.experts.bias"] = (width,)
+            continue
+        for name in ("fc11", "fc12") if config.activation == "swiglu" else ("fc1",):
+            add(f"{at}.mlp.{name}", inner, width, bias=config.bias)
+        add(f"{at}.mlp.fc2", width, inner, bias=config.bias)
+    head = config.head
+    if head in ("mlm", "pretraining"):
+        predictions = "cls.predictions"
+        add(f"{predictions}.transform.dense", width, width, bias=config.head_bias)
+        add(f"{predictions}.transform.layer_norm", width)
+        add(f"{predictions}.decoder", config.vocab_size, width, bias=config.head_bias)
+    if head in (
+        *("pooler", "pretraining", "next_sentence"),
+        *("sequence_classification", "multiple_choice"),
+    ):
+        add(f"{prefix}pooler.dense", width, width)
+    if head in ("pretraining", "next_sentence"):
+        add("cls.seq_relationship", 2, width)
+    if head == "question_answering":
+        add("qa_outputs", 2, width)
+    if head in ("sequence_classification", "token_classification"):
+        add("classifier", len(config.labels), width)
+    if head == "multiple_choice":
+        add("classifier", 1, width)
+    return shapes
+
+
+def nomic_tensors(config, *, dtype=np.float32, seed=0):
+    """Random tensors of Nomic's layout, the decoder tied."""
+    random = np.random.default_rng(seed)
+    arrays = {
+        name: (0.1 * random.standard_normal(shape, np.float32)).astype(dtype)
+        for name, shape in nomic_shapes(config).items()
+    }
+    if "cls.predictions.decoder.weight" in arrays:
+        table = arrays["bert.embeddings.word_embeddings.weight"]
+        arrays["cls.predictions.decoder.weight"] = table
+    return arrays

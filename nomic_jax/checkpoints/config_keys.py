@@ -1,117 +1,40 @@
-"""config.json of published folders, in both key styles, to and from `ModelConfig`.
+"""config.json of published folders, in both key styles, read into `ModelConfig`.
 
 Every key is mapped, fixed to the values that this encoder implements, or known to be
 harmless; any other is a problem, because it may change what the model computes. A file
 that carries both styles must say the same in both.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from nomic_jax.checkpoints.problems import Problem
-from nomic_jax.config import ModelConfig
-
-Style = Literal["nomic", "transformers"]
-
-# ModelConfig field: Nomic's key (after GPT-2's), transformers' key, and what absence
-# means; where it means nothing, `...`, the field must be there in one of the styles.
-KEYS: Mapping[str, tuple[str, str, Any]] = {
-    "vocab_size": ("vocab_size", "vocab_size", ...),
-    "type_vocab_size": ("type_vocab_size", "type_vocab_size", ...),
-    "num_layers": ("n_layer", "num_hidden_layers", ...),
-    "width": ("n_embd", "hidden_size", ...),
-    "num_heads": ("n_head", "num_attention_heads", ...),
-    "mlp_width": ("n_inner", "intermediate_size", None),
-    "layer_norm_epsilon": ("layer_norm_epsilon", "layer_norm_eps", ...),
-    "rope_base": ("rotary_emb_base", "rope_parameters.rope_theta", ...),
-    "trained_positions": ("max_trained_positions", "max_position_embeddings", 2048),
-    "rope_scaling_factor": ("rotary_scaling_factor", "rope_parameters.factor", None),
-    "pad_token_id": ("pad_token_id", "pad_token_id", 0),
-    "dropout": ("resid_pdrop", "hidden_dropout_prob", 0.0),
-    "initializer_range": ("initializer_range", "initializer_range", 0.02),
-}
-_FLOATS = ("layer_norm_epsilon", "rope_base", "dropout", "initializer_range")
-_FLOATS += ("rope_scaling_factor",)
-
-# What every NomicBERT has, whatever its keys say.
-NOMIC_BERT: Mapping[str, Any] = {
-    "activation": "swiglu",
-    "bias": False,
-    "first_position": 0,
-}
-
-# Keys that this encoder implements one choice of: any other value is refused.
-FIXED: Mapping[str, tuple[Any, ...]] = {
-    # Nomic's
-    "activation_function": ("swiglu",),
-    "prenorm": (False, None),
-    "parallel_block": (False, None),
-    "parallel_block_tied_norm": (False, None),
-    "causal": (False, None),
-    "use_rms_norm": (False, None),
-    "norm_mlp": (False, None),
-    "qkv_proj_bias": (False, None),
-    "mlp_fc1_bias": (False, None),
-    "mlp_fc2_bias": (False, None),
-    "rotary_emb_fraction": (1.0,),
-    "rotary_emb_interleaved": (False, None),
-    "rotary_emb_scale_base": (None,),
-    "rotary_head_dim": (False, None),
-    "num_experts": (0, None),
-    "attn_pdrop": (0.0, None),
-    "num_heads_kv": (None,),
-    "scale_attn_weights": (True, None),
-    # transformers'
-    "hidden_act": ("silu", "swish"),
-    "attention_probs_dropout_prob": (0.0, None),
-    "num_key_value_heads": (None,),
-    "rope_parameters.rope_type": ("default", "dynamic"),
-    "rope_parameters.partial_rotary_factor": (1.0, None),
-    "is_decoder": (False, None),
-    "is_encoder_decoder": (False, None),
-    "add_cross_attention": (False, None),
-    "cross_attention_hidden_size": (None,),
-    "chunk_size_feed_forward": (0, None),
-    "pruned_heads": ({}, None),
-    "quantization_config": (None,),
-    "tie_encoder_decoder": (False, None),
-    "tie_word_embeddings": (True, None),
-}
-
-IGNORED = frozenset(
-    # which kernel runs, not what it computes
-    "use_flash_attn fused_bias_fc fused_dropout_add_ln fused_mlp use_xentropy "
-    "dense_seq_output sequence_parallel process_group fused_attn last_layer_subset "
-    # settings of experts, read only where num_experts is above 0
-    "moe_top_k moe_every_n_layers moe_normalize_expert_weights ffn_div moe_impl "
-    "num_shared_experts expert_choice_router moe_resid_pdrop router_aux_loss_coef "
-    # allocation; dropout before a head that is not read
-    "n_positions pad_vocab_size_multiple embd_pdrop classifier_dropout "
-    # left over from GPT-2
-    "summary_activation summary_first_dropout summary_proj_to_labels summary_type "
-    "summary_use_proj reorder_and_upcast_attn scale_attn_by_inverse_layer_idx "
-    # bookkeeping of transformers, and of generation
-    "model_type architectures auto_map torch_dtype dtype transformers_version "
-    "use_cache id2label label2id problem_type num_labels finetuning_task "
-    "task_specific_params "
-    "output_attentions output_hidden_states return_dict torchscript use_bfloat16 "
-    "tokenizer_class prefix bos_token_id eos_token_id sep_token_id "
-    "decoder_start_token_id tf_legacy_loss gradient_checkpointing custom_pipelines "
-    "max_length min_length do_sample early_stopping num_beams num_beam_groups "
-    "diversity_penalty temperature top_k top_p typical_p repetition_penalty "
-    "length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
-    "num_return_sequences output_scores return_dict_in_generate forced_bos_token_id "
-    "forced_eos_token_id remove_invalid_values exponential_decay_length_penalty "
-    "suppress_tokens begin_suppress_tokens "
-    # what is said about the embedding, read elsewhere
-    "matryoshka_dimensions is_matryoshka nomic_jax_head_bias".split()
+from nomic_jax.checkpoints.config_families import (
+    DERIVE,
+    Values,
+    absolute,
+    native_style,
+    typed,
 )
+from nomic_jax.checkpoints.families import Family
+from nomic_jax.checkpoints.key_tables import (
+    DERIVED,
+    FIXED,
+    FIXED_EXPERTS,
+    IGNORED,
+    IGNORED_BY,
+    KEYS,
+)
+from nomic_jax.checkpoints.problems import Problem
 
 
 def read_config_keys(
-    values: Mapping[str, Any],
+    values: Values, family: Family = "nomic_bert"
 ) -> tuple[dict[str, Any], list[Problem]]:
-    """Translate a published config.json.
+    """Translate a published config.json; what says which head there is is not read.
+
+    Args:
+        values: of the file.
+        family: its `model_type`. Nomic's layout of BERT and XLM-R has `nomic_bert`, and
+            absolute positions.
 
     Returns:
         Fields of `ModelConfig` by name, `mlp_width` None where it is null; and every
@@ -119,47 +42,39 @@ def read_config_keys(
     """
     values = _flatten(values)
     problems: list[Problem] = []
+    derived = DERIVE[family](values, problems)
     fields: dict[str, Any] = {}
-    for field, keys in KEYS.items():
-        nomic, native, absent = keys
-        given = {key: values[key] for key in (nomic, native) if key in values}
-        if field == "trained_positions" and nomic in given:
-            # GPT-2's configuration class writes its n_positions under this name.
-            if given.get(native) == values.get("n_positions", ...):
-                del given[native]
-        if field == "rope_scaling_factor" and "rope_parameters.rope_type" in values:
-            given.setdefault(native, None)  # a rotation that is spelt out: unscaled
-        if field != "rope_scaling_factor":  # of which null is a value
-            given = {key: value for key, value in given.items() if value is not None}
-        given = {key: _typed(field, key, given[key], problems) for key in given}
-        if len(set(given.values())) > 1:
-            said = " but ".join(f"{key} is {value}" for key, value in given.items())
-            problems.append(Problem("config", said, "(the two key styles disagree)"))
-        if given:
-            fields[field] = next(iter(given.values()))
-        elif field == "rope_base" and native_style(values):
-            fields[field] = 1000.0  # transformers' default for this model
-        elif absent is ...:
-            name = f"{nomic} (or {native})" if nomic != native else nomic
-            problems.append(Problem("config", f"{name} is missing"))
-        else:
-            fields[field] = absent
-    problems += _refusals(values, fields)
-    return {**fields, **NOMIC_BERT}, problems
+    for field, (keys, absent) in KEYS[family].items():
+        if field not in derived:
+            fields[field] = _field(values, family, field, keys, absent, problems)
+    missing = [name for name, value in fields.items() if value is ...]
+    for field in missing:
+        first, *others = KEYS[family][field][0]
+        name = f"{first} (or {', '.join(others)})" if others else first
+        problems.append(Problem("config", f"{name} is missing"))
+        del fields[field]
+    fields |= {name: value for name, value in derived.items() if value is not ...}
+    if family in ("bert", "xlm-roberta") and "trained_positions" in fields:
+        fields |= absolute(fields, family, fields["trained_positions"])
+    problems += _refusals(values, fields, family)
+    return fields, problems
 
 
-def native_style(values: Mapping[str, Any]) -> bool:
-    """Whether a config.json has transformers' keys and not Nomic's."""
-    return "hidden_size" in values and "n_embd" not in values
-
-
-def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+def _flatten(values: Values) -> dict[str, Any]:
+    """Write the rope's nested keys as one name with dots."""
     flat: dict[str, Any] = {}
+
+    def add(name: str, nested: Values) -> None:
+        for key, value in nested.items():
+            key = "rope_type" if key == "type" else key
+            if isinstance(value, dict):
+                add(f"{name}.{key}", value)
+            else:
+                flat[f"{name}.{key}"] = value
+
     for key, value in values.items():
         if key in ("rope_parameters", "rope_scaling") and isinstance(value, dict):
-            for inner, inner_value in value.items():
-                inner = "rope_type" if inner == "type" else inner
-                flat[f"rope_parameters.{inner}"] = inner_value
+            add("rope_parameters", value)
         elif key == "rope_theta":
             flat["rope_parameters.rope_theta"] = value
         elif key not in ("rope_parameters", "rope_scaling") or value is not None:
@@ -167,83 +82,63 @@ def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _typed(field: str, key: str, value: Any, problems: list[Problem]) -> Any:
-    if field == "rope_scaling_factor" and not value:
-        return None  # the reference asks whether it is truthy
-    wanted = (int, float) if field in _FLOATS else (int,)
-    if isinstance(value, bool) or not isinstance(value, wanted):
-        kind = "a number" if field in _FLOATS else "a whole number"
-        problems.append(Problem("config", f"{key}={value!r}", f"({kind} is needed)"))
-        return None
-    return float(value) if field in _FLOATS else value
+def _field(
+    values: Values,
+    family: Family,
+    field: str,
+    keys: tuple[str, ...],
+    absent: Any,
+    problems: list[Problem],
+) -> Any:
+    """Read one field; `...` says that it is missing."""
+    given = {key: values[key] for key in keys if key in values}
+    first, last = keys[0], keys[-1]
+    if field == "trained_positions" and len(keys) > 1 and first in given:
+        # GPT-2's configuration class writes its n_positions under this name.
+        if given.get(last) == values.get("n_positions", ...):
+            del given[last]
+    if field == "rope_scaling_factor" and "rope_parameters.rope_type" in values:
+        given.setdefault(last, None)  # a rotation that is spelt out: unscaled
+    if field != "rope_scaling_factor":  # of which null is a value
+        given = {key: value for key, value in given.items() if value is not None}
+    given = {key: typed(field, key, given[key], problems) for key in given}
+    if len(set(given.values())) > 1:
+        said = " but ".join(f"{key} is {value}" for key, value in given.items())
+        why = "the two key styles" if family == "nomic_bert" else "they"
+        problems.append(Problem("config", said, f"({why} disagree)"))
+    if given:
+        return next(iter(given.values()))
+    if field == "rope_base" and native_style(values) and absent is ...:
+        return 1000.0  # transformers' default for NomicBERT
+    return absent
 
 
-def _refusals(values: Mapping[str, Any], fields: Mapping[str, Any]) -> list[Problem]:
+def _refusals(values: Values, fields: Values, family: Family) -> list[Problem]:
     problems = []
-    mapped = {key for nomic, native, _ in KEYS.values() for key in (nomic, native)}
+    mapped = {key for keys, _ in KEYS[family].values() for key in keys}
+    known = mapped | DERIVED[family] | IGNORED | IGNORED_BY[family] | set(FIXED_EXPERTS)
+    fixed = dict(FIXED[family])
+    if fields.get("num_experts"):
+        fixed.update(FIXED_EXPERTS)
     for key, value in values.items():
-        if key in FIXED:
-            if value not in FIXED[key]:
-                known = " or ".join(repr(one) for one in FIXED[key] if one is not None)
-                note = f"(only {known or 'null'} is implemented)"
+        if key in fixed:
+            if value not in fixed[key]:
+                choices = " or ".join(repr(v) for v in fixed[key] if v is not None)
+                note = f"(only {choices or 'null'} is implemented)"
                 problems.append(Problem("config", f"{key}={value!r}", note))
         elif key == "head_dim":
-            if value is not None and value * fields.get("num_heads", 0) != fields.get(
-                "width"
-            ):
+            heads = fields.get("num_heads") or 0
+            if value is not None and value * heads != fields.get("width"):
                 note = "(only hidden_size / num_attention_heads is implemented)"
                 problems.append(Problem("config", f"{key}={value!r}", note))
-        elif key not in mapped and key not in IGNORED and not key.startswith("_"):
+        elif key not in known and not key.startswith("_"):
             note = "(an unknown key, which may change what the model computes)"
             problems.append(Problem("config", f"{key}={value!r}", note))
+    if fields.get("num_experts") and "moe_every_n_layers" not in values:
+        note = "(absent it is 1; only 2 is implemented)"
+        problems.append(Problem("config", "moe_every_n_layers is missing", note))
     dynamic = values.get("rope_parameters.rope_type") == "dynamic"
     if dynamic != (values.get("rope_parameters.factor") is not None):
         note = "(rope_type='dynamic' and factor go together)"
         problems.append(Problem("config", "rope_parameters", note))
     return problems
-
-
-def write_config_keys(config: ModelConfig, style: Style) -> dict[str, Any]:
-    """Spell a config as config.json in one of the key styles.
-
-    Reading it back gives an equal `ModelConfig`.
-    """
-    head = config.head is not None
-    values: dict[str, Any] = {"model_type": "nomic_bert"}
-    named = {
-        KEYS[name][style == "transformers"]: getattr(config, name) for name in KEYS
-    }
-    if style == "nomic":
-        return {
-            **values,
-            "architectures": ["NomicBertForPreTraining" if head else "NomicBertModel"],
-            **named,
-            "n_positions": config.trained_positions,
-            "pad_vocab_size_multiple": 1 if config.vocab_size % 64 else 64,
-            "activation_function": "swiglu",
-            "attn_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            **dict.fromkeys(("causal", "prenorm", "parallel_block"), False),
-            **dict.fromkeys(("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias"), False),
-            "use_rms_norm": False,
-            "rotary_emb_fraction": 1.0,
-            "rotary_emb_interleaved": False,
-            "rotary_emb_scale_base": None,
-            "tie_word_embeddings": True,
-        }
-    rope: dict[str, Any] = {"rope_theta": named.pop("rope_parameters.rope_theta")}
-    factor = named.pop("rope_parameters.factor")
-    rope["rope_type"] = "default" if factor is None else "dynamic"
-    if factor is not None:
-        rope["factor"] = factor
-    return {
-        **values,
-        "architectures": ["NomicBertForMaskedLM" if head else "NomicBertModel"],
-        **named,
-        "hidden_act": "silu",
-        "attention_probs_dropout_prob": 0.0,
-        "head_dim": config.head_width,
-        "rope_parameters": rope,
-        "tie_word_embeddings": True,
-        **({"nomic_jax_head_bias": False} if head and not config.head_bias else {}),
-    }

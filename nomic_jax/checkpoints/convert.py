@@ -8,8 +8,6 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-Embedding = Literal["nomic-embed-text-v1", "nomic-embed-text-v1.5"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
@@ -22,9 +20,9 @@ class Conversion:
     """The folder to write; it must not exist."""
     to: Literal["jax", "nomic", "transformers", "sentence-transformers"]
     """The layout to write."""
-    embedding: Embedding | None = None
-    """Whose pooling, layer norm and prompts the model has; by default what the source's
-    files say, else its name."""
+    embedding: str | None = None
+    """Whose pooling, layer norm and prompts the model has, such as
+    nomic-embed-text-v1.5; by default what the source's files say, else its name."""
 
 
 def convert(conversion: Conversion) -> str:
@@ -38,6 +36,7 @@ def convert(conversion: Conversion) -> str:
     """
     from nomic_jax.checkpoints.embedding_rule import describe, embedding_for
     from nomic_jax.checkpoints.hub import resolve
+    from nomic_jax.checkpoints.model_card import CardFacts
     from nomic_jax.checkpoints.reader import read_checkpoint
     from nomic_jax.checkpoints.writer import refuse_existing, write_checkpoint
 
@@ -47,8 +46,13 @@ def convert(conversion: Conversion) -> str:
     chosen = embedding_for(
         conversion.source, checkpoint, published=conversion.embedding
     )
+    on_hub = not Path(conversion.source).expanduser().exists()
     write_checkpoint(
-        checkpoint, destination, layout=conversion.to, embedding=chosen.config
+        checkpoint,
+        destination,
+        layout=conversion.to,
+        embedding=chosen.config,
+        facts=CardFacts(base_model=conversion.source if on_hub else None),
     )
     return (
         f"wrote {destination} ({conversion.to}); embedding: "

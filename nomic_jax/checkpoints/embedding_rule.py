@@ -5,7 +5,10 @@ from pathlib import Path
 
 from nomic_jax.checkpoints.json_files import read_json
 from nomic_jax.checkpoints.reader import EMBEDDING_FILE, Checkpoint
-from nomic_jax.config import PUBLISHED_EMBEDDINGS, EmbeddingConfig, nearest
+from nomic_jax.checkpoints.sentence_transformers_folder import default_prompts
+from nomic_jax.config import EmbeddingConfig
+from nomic_jax.fields import nearest
+from nomic_jax.published import PUBLISHED_EMBEDDINGS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +28,8 @@ def embedding_for(
     published model that the source's name or config.json's `_name_or_path` contains
     (the longest), if the folder has no sentence-transformers files or they only lack
     v1.5's layer norm, as Nomic's own do; the sentence-transformers files; else mean
-    pooling without a layer norm, up to the trained length, with Nomic's task prefixes.
+    pooling without a layer norm, up to the trained length, with Nomic's task prefixes
+    for a NomicBERT and none for other families.
 
     Args:
         source: what the user named: a folder or a hub id.
@@ -60,6 +64,7 @@ def embedding_for(
         pooling="mean",
         layer_norm=False,
         max_length=checkpoint.config.trained_positions,
+        prompts=default_prompts(checkpoint.config),
     )
     reason = "by default: neither its files nor its name say which model it is"
     return ChosenEmbedding(default, reason)

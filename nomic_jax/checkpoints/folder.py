@@ -16,6 +16,7 @@ from nomic_jax.checkpoints.hub import resolve
 from nomic_jax.checkpoints.reader import (
     EMBEDDING_FILE,
     Checkpoint,
+    headless,
     read_checkpoint,
     without_head,
 )
@@ -24,6 +25,7 @@ from nomic_jax.checkpoints.tensor_files import write_tensors
 from nomic_jax.checkpoints.writer import model_config_json, new_folder
 from nomic_jax.config import EmbeddingConfig, ModelConfig
 from nomic_jax.model.encoder import NomicBert, Remat
+from nomic_jax.model.head_models import Model, head_class, make_model
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.storage import write_json
 from nomic_jax.tokenizer import TextTokenizer
@@ -33,7 +35,7 @@ FLOAT32 = jnp.dtype("float32")
 
 def load_model(
     source: str | Path, *, dtype: Any = FLOAT32, remat: Remat = "none"
-) -> NomicBert | MaskedLanguageModel:
+) -> Model:
     """Load a model with the head its folder has.
 
     Args:
@@ -59,13 +61,13 @@ def load_encoder(
 
 def build(
     checkpoint: Checkpoint, *, dtype: Any = FLOAT32, remat: Remat = "none"
-) -> NomicBert | MaskedLanguageModel:
+) -> Model:
     """Make a checkpoint's module, its parameters read straight into place."""
-    kind = NomicBert if checkpoint.config.head is None else MaskedLanguageModel
+    config = checkpoint.config
+    kind = head_class(config)
 
-    def fresh() -> NomicBert | MaskedLanguageModel:
-        rngs = nnx.Rngs(0)
-        return kind(checkpoint.config, rngs=rngs, dtype=jnp.dtype(dtype), remat=remat)
+    def fresh() -> Model:
+        return make_model(config, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype), remat=remat)
 
     shapes = jax.eval_shape(fresh)  # nothing is drawn: only the tree is wanted
     paths, tree = jax.tree_util.tree_flatten_with_path(shapes)
@@ -77,20 +79,23 @@ def build(
     return jax.tree_util.tree_unflatten(tree, leaves)
 
 
-def parameters(model: NomicBert | MaskedLanguageModel) -> dict[str, jax.Array]:
+def parameters(model: Model) -> dict[str, jax.Array]:
     """Return a module's parameters by the names a model folder gives them."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(model)
     return {_name(path, type(model)): leaf for path, leaf in leaves}
 
 
 def _name(path: tuple[Any, ...], kind: type) -> str:
-    parts = [str(getattr(key, "name", getattr(key, "key", key))) for key in path]
+    parts = [
+        str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key))))
+        for key in path
+    ]
     parts = [part for part in parts if part != "value"]
-    return ".".join(parts if kind is MaskedLanguageModel else ["encoder", *parts])
+    return ".".join(["encoder", *parts] if kind is NomicBert else parts)
 
 
 def save_model(
-    model: NomicBert | MaskedLanguageModel,
+    model: Model,
     config: ModelConfig,
     embedding: EmbeddingConfig | None,
     tokenizer: TextTokenizer | None,
@@ -100,7 +105,8 @@ def save_model(
 
     Args:
         model: the module; its parameters are written in the dtype they have.
-        config: the model's; its `head` is set by the module's kind.
+        config: the model's; that of another head is changed to the module's, where it
+            is the encoder alone or has the MLM head.
         embedding: how its embeddings are made, if they are.
         tokenizer: whose files go along.
         folder: must not exist yet.
@@ -109,10 +115,14 @@ def save_model(
         ValueError: the folder exists, or the config is not the module's.
     """
     if isinstance(model, NomicBert):
-        config = dataclasses.replace(config, head=None, head_bias=False)
-    else:
-        config = dataclasses.replace(
-            config, head="mlm", head_bias=model.head.bias is not None
+        config = headless(config)
+    elif isinstance(model, MaskedLanguageModel):
+        bias = model.head.bias is not None
+        config = dataclasses.replace(headless(config), head="mlm", head_bias=bias)
+    elif type(model) is not head_class(config):
+        raise ValueError(
+            f"a {type(model).__name__} cannot be saved as a model with head="
+            f"{config.head!r}; give its own config"
         )
     found = parameters(model)
     shapes = {rule.ours: rule.stacked_shape(config) for rule in rules_for(config)}

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 
-_NUMBER = re.compile(r"(?<=\blayers\.)\d+(?=\.)")
+_NUMBER = re.compile(r"(?:(?<=\blayers\.)|(?<=\blayer\.))\d+(?=\.)")
 
 
 class CheckpointError(ValueError):

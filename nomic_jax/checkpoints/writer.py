@@ -4,15 +4,21 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from nomic_jax.checkpoints import rules, sentence_transformers_folder
-from nomic_jax.checkpoints.config_keys import write_config_keys
+from nomic_jax.checkpoints import sentence_transformers_folder
+from nomic_jax.checkpoints.accounts import WORD_TABLE
+from nomic_jax.checkpoints.config_keys import read_config_keys
+from nomic_jax.checkpoints.dense_folder import PROJECTION_FOLDER, write_dense
+from nomic_jax.checkpoints.families import Style, family_of, no_place
+from nomic_jax.checkpoints.head_keys import read_head
+from nomic_jax.checkpoints.model_card import NO_FACTS, CardFacts
 from nomic_jax.checkpoints.problems import CheckpointError
+from nomic_jax.checkpoints.published_tensors import PublishedTensors
 from nomic_jax.checkpoints.reader import (
     EMBEDDING_FILE,
     FORMAT,
@@ -21,10 +27,18 @@ from nomic_jax.checkpoints.reader import (
     without_head,
 )
 from nomic_jax.checkpoints.tensor_files import write_tensors
-from nomic_jax.config import EmbeddingConfig, ModelConfig, nearest
+from nomic_jax.checkpoints.write_keys import write_config_keys
+from nomic_jax.config import EmbeddingConfig, ModelConfig
+from nomic_jax.fields import differing_fields, nearest
 from nomic_jax.storage import write_json
 
 Layout = Literal["jax", "nomic", "transformers", "sentence-transformers"]
+# Where the classes are that load Nomic's own layout in PyTorch.
+_CODE = "nomic-ai/nomic-bert-2048--{}_hf_nomic_bert.NomicBert{}"
+REMOTE_CODE = {
+    "AutoConfig": _CODE.format("configuration", "Config"),
+    "AutoModel": _CODE.format("modeling", "Model"),
+}
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("vocab.txt", "added_tokens.json"),
@@ -37,6 +51,7 @@ def write_checkpoint(
     *,
     layout: Layout,
     embedding: EmbeddingConfig | None = None,
+    facts: CardFacts = NO_FACTS,
 ) -> None:
     """Write a checkpoint, its tensors in their own dtypes, and its tokenizer's files.
 
@@ -50,6 +65,7 @@ def write_checkpoint(
         layout: `nomic` has the published names and GPT-2's config keys; `transformers`
             the same names with transformers' keys, as its own save writes them.
         embedding: written instead of the checkpoint's own.
+        facts: what the card of a sentence-transformers folder says of the training.
 
     Raises:
         ValueError: the destination exists, the layout is unknown, or what it needs is
@@ -74,20 +90,55 @@ def write_checkpoint(
                 f"{checkpoint.folder} has no tokenizer (tokenizer.json or vocab.txt); "
                 "a sentence-transformers folder needs one"
             )
-        checkpoint = without_head(checkpoint)
+        checkpoint = without_head(checkpoint, pooler=True)
+    style = style_of(checkpoint.config, layout)
     with new_folder(destination) as folder:
         for path in sources:
             shutil.copyfile(path, folder / path.name)
-        if layout == "jax":
+        if style is None:
             _write_ours(checkpoint, folder)
         else:
-            _write_published(checkpoint, folder, nomic=layout == "nomic")
+            remote = layout == "sentence-transformers" and style == "nomic"
+            _write_published(checkpoint, folder, style, remote=remote)
         if layout == "sentence-transformers" and embedding is not None:
             sentence_transformers_folder.write_modules(
-                folder, checkpoint.config, embedding, name=destination.name
+                folder,
+                checkpoint.config,
+                embedding,
+                checkpoint.projection,
+                name=destination.name,
+                facts=facts,
+                remote=style == "nomic",
             )
-        elif embedding is not None:
+            return
+        if embedding is not None:
             write_json(folder / EMBEDDING_FILE, embedding.to_json())
+        if checkpoint.projection is not None:
+            write_dense(folder / PROJECTION_FOLDER, checkpoint.projection)
+
+
+def style_of(config: ModelConfig, layout: Layout) -> Style | None:
+    """Return whose names and keys a layout has; None for ours.
+
+    sentence-transformers reads transformers' files; of what transformers has no class
+    for, it gets Nomic's, which come with code of their own.
+
+    Raises:
+        CheckpointError: the layout has no place for such a model.
+    """
+    if layout == "jax":
+        return None
+    if layout == "sentence-transformers":
+        style = "nomic" if no_place(config, "transformers") else "transformers"
+    else:
+        style = layout
+    reasons = no_place(config, style)
+    if reasons:
+        raise CheckpointError(
+            f"a {family_of(config)} model with head={config.head!r} cannot be written "
+            f"--to {layout}: {'; '.join(reasons)}"
+        )
+    return style
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -158,62 +209,37 @@ def _write_ours(checkpoint: Checkpoint, folder: Path) -> None:
     )
 
 
-def _write_published(checkpoint: Checkpoint, folder: Path, *, nomic: bool) -> None:
+def _write_published(
+    checkpoint: Checkpoint, folder: Path, style: Style, *, remote: bool = False
+) -> None:
     config = checkpoint.config
-    values = write_config_keys(config, "nomic" if nomic else "transformers")
-    dtype = checkpoint.tensors["encoder.word_embedding.embedding"].dtype
-    values["torch_dtype" if nomic else "dtype"] = str(dtype)
+    published = PublishedTensors(
+        config, checkpoint.tensors, style, stores_decoder=checkpoint.stores_decoder
+    )
+    values = write_config_keys(published.config, style)
+    specifications = published.specifications()
+    _check_kept(published.config, values, list(specifications), style)
+    for name, mark in (("head.bias", "head_bias"), ("pooler.bias", "pooler")):
+        if name in published.added:
+            values[f"nomic_jax_{mark}"] = False
+    dtype = checkpoint.tensors[WORD_TABLE].dtype
+    values["torch_dtype" if style == "nomic" else "dtype"] = str(dtype)
+    if remote:
+        values["auto_map"] = REMOTE_CODE
     write_json(folder / "config.json", values)
-    specifications = dict(_published_specifications(checkpoint, nomic=nomic))
-    arrays = _published_arrays(checkpoint, specifications, nomic=nomic)
-    write_tensors(folder / "model.safetensors", specifications, arrays)
+    write_tensors(folder / "model.safetensors", specifications, published.arrays())
 
 
-def _written_rules(checkpoint: Checkpoint, *, nomic: bool) -> Iterator[tuple[Any, str]]:
-    """Pair each rule with the name its tensor gets in a layout."""
-    config = checkpoint.config
-    with_biases = config.head is not None and not nomic  # transformers' head has them
-    written = rules.rules_for(config)
-    if with_biases and not config.head_bias:
-        written += rules.HEAD_BIAS_RULES
-    prefix = "" if config.head is None else "bert." if nomic else "nomic_bert."
-    for rule in written:
-        if rule.ours.startswith("encoder."):
-            yield rule, prefix + rule.published
-        elif nomic and rule.published == rules.HEAD_BIAS:
-            yield rule, rules.DECODER_BIAS
-        else:
-            yield rule, rule.published
-
-
-def _published_specifications(checkpoint: Checkpoint, *, nomic: bool):
-    config, tensors = checkpoint.config, checkpoint.tensors
-    for rule, name in _written_rules(checkpoint, nomic=nomic):
-        source = tensors.get(rule.ours, tensors.get("head.dense.kernel"))
-        assert source is not None
-        layers = range(config.num_layers if rule.stacked else 1)
-        for layer in layers:
-            specification = (rule.shapes(config)[1], np.dtype(source.dtype))
-            yield name.format(layer), specification
-    if config.head is not None and nomic and checkpoint.stores_decoder:
-        table = tensors["encoder.word_embedding.embedding"]
-        yield rules.TIED_DECODER, (table.shape, np.dtype(table.dtype))
-
-
-def _published_arrays(
-    checkpoint: Checkpoint, specifications: Mapping[str, Any], *, nomic: bool
-) -> Iterator[tuple[str, np.ndarray]]:
-    config, tensors = checkpoint.config, checkpoint.tensors
-    for rule, name in _written_rules(checkpoint, nomic=nomic):
-        if rule.ours not in tensors:  # a bias that only the layout has
-            yield name, np.zeros(*specifications[name])
-            continue
-        array = tensors[rule.ours].read()
-        if not rule.stacked:
-            yield name, rule.to_published(array, config)
-            continue
-        for layer in range(config.num_layers):
-            yield name.format(layer), rule.to_published(array[layer], config)
-    if rules.TIED_DECODER in specifications:
-        table = tensors["encoder.word_embedding.embedding"]
-        yield rules.TIED_DECODER, table.read()
+def _check_kept(
+    config: ModelConfig, values: dict[str, Any], names: list[str], style: Style
+) -> None:
+    """Refuse to write a config.json that would be read as another model's."""
+    fields, problems = read_config_keys(values, values["model_type"])
+    head, more = read_head(values, fields, names, values["model_type"])
+    again = ModelConfig(**{**fields, **head}).to_json()
+    lost = differing_fields(config.to_json(), again, words="{}={!r}")
+    if lost or problems or more:
+        said = [*lost, *(f"{one.name} {one.note}" for one in problems + more)]
+        raise CheckpointError(
+            f"the {style} layout has no place for {', '.join(said)}; use --to jax"
+        )
