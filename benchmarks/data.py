@@ -176,7 +176,7 @@ def measure_serve(
         document_length=LENGTH,
         num_negatives=0,
         negatives="first",
-        pad_id=tokenizer.token_id("[PAD]"),
+        pad_id=tokenizer.role_id("pad"),
         seed=0,
     )
     epoch = iter(range(10**6))
@@ -271,7 +271,7 @@ def measure_padding(
             document_length=LENGTH,
             num_negatives=0,
             negatives="first",
-            pad_id=tokenizer.token_id("[PAD]"),
+            pad_id=tokenizer.role_id("pad"),
             seed=0,
         )
         counted, shapes = np.zeros(4), set()

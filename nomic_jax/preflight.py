@@ -12,12 +12,14 @@ from nomic_jax.stages import Stage, is_place
 from nomic_jax.storage import check_out, exists, join
 from nomic_jax.store.corpus import PAIRS, TEXT
 from nomic_jax.store.store import Store, open_stores
+from nomic_jax.task_run import check_examples
 from nomic_jax.tokenizer import TextTokenizer
 from nomic_jax.training.checkpoints import check_checkpoints_place
 from nomic_jax.training.contrastive import ContrastiveStage, pair_batches
 from nomic_jax.training.frozen import check_tokenizer
 from nomic_jax.training.mlm import MlmStage, mlm_batches
 from nomic_jax.training.run_folder import RunFolder
+from nomic_jax.training.task import TaskStage
 
 
 def check_folder(
@@ -40,8 +42,10 @@ def check_folder(
             f"use another --out, or remove {out}"
         )
     check_sts(stages)
-    for library in ("pytrec_eval", "bm25s"):
-        extra(library)  # missed now, not when the training is done
+    check_examples(stages)
+    if not all(isinstance(stage, TaskStage) for stage in stages):
+        for library in ("pytrec_eval", "bm25s"):
+            extra(library)  # missed now, not when the training is done
 
 
 def stores_of(place: str, kind: str, out: str) -> dict[str, Store]:
@@ -61,6 +65,9 @@ def check_stores(stages: Sequence[Stage], tokenizer: TextTokenizer, out: str) ->
         if isinstance(stage, MlmStage):
             stores = stores_of(stage.data.stores, TEXT, out)
             mlm_batches(stage, stores, tokenizer)
+        elif isinstance(stage, TaskStage):
+            if stage.start.model:
+                tokenizer = tokenizer_of(stage.start.model)
         elif isinstance(stage, ContrastiveStage):
             if stage.start.model:
                 tokenizer = tokenizer_of(stage.start.model)

@@ -18,6 +18,7 @@ from nomic_jax.curation.mining import MineStage, mine_negatives
 from nomic_jax.embedder import Embedder, default_dtype, keep_compiled_programs
 from nomic_jax.folder_copy import written_here
 from nomic_jax.held_out import measured, say, while_training
+from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.own_devices import digest, on_own_devices
 from nomic_jax.preflight import (
     check_folder,
@@ -41,14 +42,17 @@ from nomic_jax.store.corpus import (
     read_sources,
 )
 from nomic_jax.store.store import open_stores
+from nomic_jax.task_run import begin_task, trained_task
 from nomic_jax.tokenizer import TextTokenizer
 from nomic_jax.training.contrastive import (
     ContrastiveStage,
     stage_embedding,
     train_contrastive,
 )
-from nomic_jax.training.mlm import MlmStage, fresh_model, train_mlm
+from nomic_jax.training.mlm import MlmStage, first_model, train_mlm
 from nomic_jax.training.run_folder import RunFolder
+from nomic_jax.training.start import upcycled_encoder
+from nomic_jax.training.task import TaskStage
 
 
 def run(stages: Sequence[Stage], out: str | Path) -> None:
@@ -79,7 +83,9 @@ def run(stages: Sequence[Stage], out: str | Path) -> None:
             _checked(stages, carried.tokenizer, out)
             continue
         begins = carried is None
-        if isinstance(stage, ContrastiveStage) and stage.start.model:
+        if isinstance(stage, TaskStage):
+            carried = begin_task(stage, carried, out)
+        elif isinstance(stage, ContrastiveStage) and stage.start.model:
             carried = _from_model(stage, carried)
         elif carried is None:
             carried = _from_stores(stage)
@@ -89,6 +95,8 @@ def run(stages: Sequence[Stage], out: str | Path) -> None:
             carried = _trained_mlm(stage, carried, folder, out)
         elif isinstance(stage, ContrastiveStage):
             carried = _trained_contrastive(stage, carried, folder, out)
+        elif isinstance(stage, TaskStage):
+            carried = trained_task(stage, carried, folder)
         else:
             _mined(stage, carried, folder, out)
     if carried is not None and carried.model is not None:
@@ -109,7 +117,8 @@ def _opened(folder: str, config: Mapping[str, Any]) -> RunFolder:
 def _finished(carried: Carried, names: Sequence[str], out: str) -> None:
     rows = finish(carried, names, out)
     say(f"model: {join(out, 'model')}   report: {join(out, 'report.html')}")
-    print(format_table(rows), flush=True)
+    if rows:
+        print(format_table(rows), flush=True)
 
 
 def _prepared(stage: PrepareStage, folder: RunFolder) -> Carried:
@@ -138,9 +147,15 @@ def _loaded(model: str) -> Embedder:
     """Load a model on every host, the same weights on each.
 
     Raises:
-        ValueError: it is no model, or hosts have different ones.
+        ValueError: it is no model, it has a dense layer behind its pooling, or hosts
+            have different ones.
     """
     embedder = hosts.together(model, lambda: Embedder.from_pretrained(model))
+    if embedder.projection is not None:
+        raise ValueError(
+            f"{model} has a dense layer after its pooling, which training has no place "
+            "for; take a model without one"
+        )
     if hosts.count() > 1:
         hosts.agree(f"weights of {model}", {"digest": digest(embedder.model)})
     return embedder
@@ -160,21 +175,32 @@ def _from_model(stage: ContrastiveStage, carried: Carried | None) -> Carried:
             f"{stage.name} has texts of {longest} tokens, {stage.start.model} was "
             f"trained on up to {embedder.model.config.trained_positions}"
         )
+    model = embedder.model
+    if stage.start.num_experts:
+        dtype, seed = default_dtype(), stage.train.seed
+        model = on_own_devices(upcycled_encoder(stage.start, seed=seed, dtype=dtype))
     held_out = carried.held_out if carried else ()
     rows = carried.rows if carried else ()
-    return Carried(embedder.tokenizer, held_out, embedder.model, embedder.config, rows)
+    return Carried(embedder.tokenizer, held_out, model, embedder.config, rows)
 
 
 def _trained_mlm(
     stage: MlmStage, carried: Carried, folder: RunFolder, out: str
 ) -> Carried:
-    fresh = fresh_model(stage, carried.tokenizer, dtype=default_dtype())
-    carried = dataclasses.replace(carried, model=fresh.encoder)
-    carried = measured(carried, "random weights", folder, "evaluation_before.json")
+    def begin() -> MaskedLanguageModel:
+        return first_model(stage, carried.tokenizer, dtype=default_dtype())
+
+    named = stage.start.model
+    first = hosts.together(named or "fresh model", begin)
+    if named and hosts.count() > 1:
+        hosts.agree(f"weights of {named}", {"digest": digest(first)})
+    carried = dataclasses.replace(carried, model=on_own_devices(first.encoder))
+    label = f"before {stage.name}" if named else "random weights"
+    carried = measured(carried, label, folder, "evaluation_before.json")
     stores = stores_of(stage.data.stores, TEXT, out)
     model = train_mlm(
         stage,
-        fresh,
+        first,
         carried.tokenizer,
         stores,
         folder,

@@ -5,7 +5,7 @@ DIR/model/   DIR/report.html
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from nomic_jax.checkpoints.folder import save_model
 from nomic_jax.config import EmbeddingConfig
@@ -14,6 +14,7 @@ from nomic_jax.evaluation.bm25 import evaluate_bm25
 from nomic_jax.evaluation.retrieval import rank, task_from_pairs
 from nomic_jax.folder_copy import written_here
 from nomic_jax.model.encoder import NomicBert
+from nomic_jax.model.head_models import Model
 from nomic_jax.report import EvaluationRow, Example, Hit, StageCurve, write_report
 from nomic_jax.sources.pairs import PairSource
 from nomic_jax.storage import exists, join, name_of
@@ -27,41 +28,47 @@ WEIGHTS = "model.safetensors"  # the largest file of an exported model
 
 
 @dataclasses.dataclass(frozen=True)
+class Figures:
+    """How good a stage's head is: metrics by file, then by name."""
+
+    stage: str
+    files: Mapping[str, Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Carried:
     """What a stage hands to the next."""
 
     tokenizer: TextTokenizer
     held_out: tuple[PairSource, ...]  # what the model is measured on
-    model: NomicBert | None = None
+    model: Model | None = None  # with the head that a task stage trained
     embedding: EmbeddingConfig | None = None  # None: v1's, at the model's length
     rows: tuple[EvaluationRow, ...] = ()  # one for each state of the model
+    figures: tuple[Figures, ...] = ()  # one for each head
+
+    @property
+    def encoder(self) -> NomicBert:
+        """The encoder so far."""
+        assert self.model is not None, "check_stages puts a training stage first"
+        return self.model if isinstance(self.model, NomicBert) else self.model.encoder
 
     @property
     def embedder(self) -> Embedder:
-        """The model so far."""
-        assert self.model is not None, "check_stages puts a training stage first"
-        length = self.model.config.trained_positions
+        """The encoder so far, to embed with."""
+        length = self.encoder.config.trained_positions
         v1 = EmbeddingConfig(pooling="mean", layer_norm=False, max_length=length)
-        return Embedder(self.model, self.tokenizer, self.embedding or v1)
+        return Embedder(self.encoder, self.tokenizer, self.embedding or v1)
 
 
 def finish(
     carried: Carried, stage_names: Sequence[str], out: str
 ) -> list[EvaluationRow]:
     """Export the model, write the report, and return its table."""
-    embedder = carried.embedder
     place = join(out, "model")
-    if not exists(join(place, WEIGHTS)):
-        with written_here(place, last=WEIGHTS) as folder:
-            save_model(
-                embedder.model,
-                embedder.model.config,
-                embedder.config,
-                embedder.tokenizer,
-                folder,
-            )
-    if not exists(join(place, FINGERPRINT)):
-        write_fingerprint(embedder, place)
+    export(carried, place)
+    headed = carried.model is not carried.encoder
+    if not headed and not exists(join(place, FINGERPRINT)):
+        write_fingerprint(carried.embedder, place)
     rows = list(carried.rows)
     if carried.held_out:
         bm25 = {
@@ -78,6 +85,26 @@ def finish(
         facts=_facts(carried),
     )
     return rows
+
+
+def export(carried: Carried, place: str) -> None:
+    """Write the model so far, with the head it has, unless it is there."""
+    if exists(join(place, WEIGHTS)):
+        return
+    headed = carried.model is not carried.encoder
+    with written_here(place, last=WEIGHTS) as folder:
+        save_model(
+            carried.model or carried.encoder,
+            carried.encoder.config,
+            carried.embedding if headed else carried.embedder.config,
+            carried.tokenizer,
+            folder,
+        )
+
+
+def told(metrics: Mapping[str, float]) -> str:
+    """Write metrics in a line."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
 def _curves(stage_names: Sequence[str], out: str) -> list[StageCurve]:
@@ -126,13 +153,20 @@ def _examples(carried: Carried) -> list[Example]:
 def _facts(carried: Carried) -> dict[str, str]:
     import jax
 
-    config = carried.embedder.model.config
+    config = carried.encoder.config
     size = sum(leaf.size for leaf in jax.tree.leaves(carried.model))
+    figures = {
+        f"{each.stage}, {file}": told(metrics)
+        for each in carried.figures
+        for file, metrics in each.files.items()
+    }
+    held_out = ", ".join(
+        f"{source.name}: {len(source)} pairs" for source in carried.held_out
+    )
     return {
         "model": f"{config.num_layers} layers of width {config.width}, "
         f"{size / 1e6:.1f} M parameters, {config.vocab_size} tokens",
-        "held out": ", ".join(
-            f"{source.name}: {len(source)} pairs" for source in carried.held_out
-        ),
+        **({"held out": held_out} if held_out or not figures else {}),
+        **figures,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from nomic_jax.config import nearest
 from nomic_jax.curation.mining import MineStage
+from nomic_jax.fields import nearest
 from nomic_jax.store.corpus import PrepareStage
 from nomic_jax.training.accumulation import (
     asks_for_accumulation,
@@ -22,14 +22,16 @@ from nomic_jax.training.accumulation import (
 from nomic_jax.training.contrastive import ContrastiveStage
 from nomic_jax.training.mlm import MlmStage
 from nomic_jax.training.run_folder import config_hash
+from nomic_jax.training.task import TaskStage
 
-Stage: TypeAlias = PrepareStage | MlmStage | ContrastiveStage | MineStage
+Stage: TypeAlias = PrepareStage | MlmStage | ContrastiveStage | MineStage | TaskStage
 
 KINDS: dict[type, str] = {
     PrepareStage: "prepare",
     MlmStage: "mlm",
     ContrastiveStage: "contrastive",
     MineStage: "mine",
+    TaskStage: "task",
 }
 RESERVED = ("model",)  # what else a run writes into its folder
 
@@ -113,7 +115,7 @@ def is_place(stores: str) -> bool:
 def _misplaced(stage: Stage, earlier: Mapping[str, Stage]) -> Iterator[str]:
     """Say why a stage cannot follow the earlier ones."""
     kinds = {type(other) for other in earlier.values()}
-    trained = not kinds.isdisjoint((MlmStage, ContrastiveStage))
+    trained = not kinds.isdisjoint((MlmStage, ContrastiveStage, TaskStage))
     if isinstance(stage, PrepareStage):
         if PrepareStage in kinds:
             yield f"{stage.name} would bring a second tokenizer: prepare only once"
@@ -121,7 +123,10 @@ def _misplaced(stage: Stage, earlier: Mapping[str, Stage]) -> Iterator[str]:
     if isinstance(stage, MlmStage):
         if trained:
             yield f"{stage.name} would discard what is trained: it starts a fresh model"
-    elif not (trained or isinstance(stage, ContrastiveStage) and stage.start.model):
+    elif not (
+        trained
+        or (isinstance(stage, ContrastiveStage | TaskStage) and stage.start.model)
+    ):
         yield (
             f"{stage.name} needs a stage before it that trains"
             + ("" if isinstance(stage, MineStage) else ", or start.model")
@@ -138,6 +143,15 @@ def _misplaced(stage: Stage, earlier: Mapping[str, Stage]) -> Iterator[str]:
                     f"{stage.name} has texts of {longest} tokens, {other.name} a model "
                     f"of trained_positions={other.model.trained_positions}"
                 )
+    if isinstance(stage, TaskStage):
+        tasks = [n for n, other in earlier.items() if isinstance(other, TaskStage)]
+        if stage.start.stage and stage.start.stage not in tasks:
+            hint = f": {nearest(stage.start.stage, tasks)}" if tasks else ""
+            yield (
+                f"{stage.name} starts with start.stage={stage.start.stage!r}, which is "
+                f"no task stage before it{hint}"
+            )
+        return
     if isinstance(stage, MineStage) or not is_place(stage.data.stores):
         yield from _misgiven(stage, earlier)
 

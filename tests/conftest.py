@@ -26,6 +26,14 @@ def cache_folder(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="module")
+def fast_compilation():
+    """Compile in half the time, for tests that compile much and compute little."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("torch") and not importlib.util.find_spec("torch"):
         pytest.skip("PyTorch is not installed; the extra [test] brings it")

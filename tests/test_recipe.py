@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nomic_jax.config import nearest
 from nomic_jax.data.mlm import MlmBatches
 from nomic_jax.data.pairs import PairBatches
 from nomic_jax.embedder import Embedder
+from nomic_jax.fields import nearest
 from nomic_jax.overrides import override
 from nomic_jax.recipe import run
 from nomic_jax.stages import load_stages

@@ -5,6 +5,7 @@ import pytest
 
 from nomic_jax.curation.mining import MineData, MineStage, Mining
 from nomic_jax.data.listed import PairSourceConfig
+from nomic_jax.data.task_config import HeadConfig, TaskData
 from nomic_jax.stages import check_stages, load_stages
 from nomic_jax.store.corpus import PrepareConfig, PrepareStage
 from nomic_jax.training.contrastive import ContrastiveStage, PairData, StartConfig
@@ -12,6 +13,7 @@ from nomic_jax.training.loop import LoopConfig
 from nomic_jax.training.losses import ContrastiveLoss
 from nomic_jax.training.mlm import MlmData, MlmStage, ModelSize
 from nomic_jax.training.optimizer import OptimizerConfig
+from nomic_jax.training.task import TaskStage, TaskStart
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 OPTIMIZER = OptimizerConfig(
@@ -40,6 +42,13 @@ PRETRAIN = ContrastiveStage(
 )
 MINE = MineStage(
     name="mine", data=MineData(stage="prepare"), mining=Mining(count=3, pool=5)
+)
+TASK = TaskStage(
+    name="task",
+    head=HeadConfig(kind="question_answering"),
+    data=TaskData(train="train.jsonl", max_length=8),
+    optimizer=OPTIMIZER,
+    train=LOOP,
 )
 
 SOURCE = PairSourceConfig("words", "", "", 9)
@@ -79,10 +88,22 @@ def test_a_contrastive_stage_may_start_with_a_model_from_elsewhere():
     check_stages((change(PRETRAIN, start=start, stores="data/pairs"),))
 
 
+def test_a_head_is_trained_on_what_is_there_or_is_named():
+    check_stages((PREPARE, MLM, TASK, change(TASK, name="again")))
+    check_stages((change(TASK, start=TaskStart(model="google-bert/bert-base-cased")),))
+    start = TaskStart(stage="task")
+    check_stages((PREPARE, MLM, TASK, PRETRAIN, change(TASK, name="b", start=start)))
+
+
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
         ((), "there is none"),
+        ((TASK,), "task needs a stage before it that trains, or start.model"),
+        (
+            (PREPARE, MLM, TASK, change(TASK, name="b", start=TaskStart(stage="tsk"))),
+            "start.stage='tsk', which is no task stage before it: did you mean 'task'?",
+        ),
         ((PREPARE, "mlm"), "'mlm' is not a stage"),
         ((PREPARE, MLM, change(PRETRAIN, name="mlm")), "two stages are named 'mlm'"),
         ((PREPARE, change(MLM, name="model")), "'model' cannot be a name"),

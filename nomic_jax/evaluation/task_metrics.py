@@ -1,0 +1,148 @@
+"""How good predictions of labels, numbers, answers and entities are.
+
+Matthews   correlation of predicted and true classes (Gorodkin 2004,
+           doi:10.1016/j.compbiolchem.2004.09.006, equation 8)
+answers    exact match and F1 of words, as SQuAD's own script counts (Rajpurkar et
+           al. 2016, arXiv:1606.05250, section 6; 2018, arXiv:1806.03822)
+entities   F1 of whole entities, as conlleval counts (Tjong Kim Sang and Buchholz
+           2000, arXiv:cs/0009008)
+"""
+
+import collections
+import re
+import string
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def class_metrics(
+    predicted: Int[np.ndarray, "n"], gold: Int[np.ndarray, "n"], *, classes: int
+) -> dict[str, float]:
+    """Compare classes: accuracy, F1 and Matthews' correlation, each 0 where undefined.
+
+    F1 is that of class 1 where there are two, as GLUE has it, else the mean over the
+    classes.
+    """
+    table = np.zeros((classes, classes))
+    np.add.at(table, (gold, predicted), 1)
+    right, truly, said = np.diag(table), table.sum(axis=1), table.sum(axis=0)
+    f1 = 2 * right / np.maximum(truly + said, 1)
+    total = table.sum()
+    covariance = right.sum() * total - truly @ said
+    spread = np.sqrt((total**2 - truly @ truly) * (total**2 - said @ said))
+    return {
+        "accuracy": float(right.sum() / max(total, 1)),
+        "f1": float(f1[1] if classes == 2 else f1.mean()),
+        "matthews": float(covariance / spread) if spread else 0.0,
+    }
+
+
+def label_set_metrics(
+    predicted: Bool[np.ndarray, "n labels"], gold: Bool[np.ndarray, "n labels"]
+) -> dict[str, float]:
+    """Compare sets of labels: how often all are right, and F1 over all labels."""
+    right, said, truly = (
+        int(each.sum()) for each in (predicted & gold, predicted, gold)
+    )
+    return {
+        "accuracy": float((predicted == gold).all(axis=1).mean()),
+        **_precision_and_recall(right, said, truly),
+    }
+
+
+def correlations(
+    predicted: Float[np.ndarray, "n labels"], gold: Float[np.ndarray, "n labels"]
+) -> dict[str, float]:
+    """Compare numbers: Pearson's and Spearman's correlations, the means over labels.
+
+    Numbers that are all equal have no correlation, which counts as 0.
+    """
+    pairs = list(zip(predicted.T, gold.T, strict=True))
+    ranked = [(_ranks(first), _ranks(second)) for first, second in pairs]
+    return {
+        "pearson": float(np.mean([_pearson(*pair) for pair in pairs])),
+        "spearman": float(np.mean([_pearson(*pair) for pair in ranked])),
+    }
+
+
+def answer_metrics(
+    predicted: Sequence[str], gold: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Compare answers with all that are right, and take the best; "" is no answer.
+
+    Case, punctuation, articles and spaces do not count.
+    """
+    exact, f1 = [], []
+    for answer, right in zip(predicted, gold, strict=True):
+        ours = _words(answer)
+        theirs = [_words(each) for each in right] or [[]]
+        exact.append(max(float(ours == each) for each in theirs))
+        f1.append(max(_overlap(ours, each) for each in theirs))
+    return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(f1))}
+
+
+def tag_metrics(
+    predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Compare the tags of words: accuracy, and of B- and I- tags those of entities."""
+    pairs = list(zip(predicted, gold, strict=True))
+    same = [ours == true for p, g in pairs for ours, true in zip(p, g, strict=True)]
+    found = {"accuracy": float(np.mean(same))}
+    every = {tag for _, tags in pairs for tag in tags} - {"O"}
+    if not all(tag.startswith(("B-", "I-")) for tag in every):
+        return found
+    entities = [(set(_entities(p)), set(_entities(g))) for p, g in pairs]
+    right = sum(len(ours & true) for ours, true in entities)
+    said = sum(len(ours) for ours, _ in entities)
+    truly = sum(len(true) for _, true in entities)
+    return {**found, **_precision_and_recall(right, said, truly)}
+
+
+def _precision_and_recall(right: int, said: int, truly: int) -> dict[str, float]:
+    return {
+        "precision": float(right / max(said, 1)),
+        "recall": float(right / max(truly, 1)),
+        "f1": float(2 * right / max(said + truly, 1)),
+    }
+
+
+def _entities(tags: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+    """Yield kind, first word and the word after; an I- of another kind begins one."""
+    begin, kind = 0, ""
+    for place, tag in enumerate([*tags, "O"]):
+        prefix, _, its = tag.partition("-")
+        its = "" if tag == "O" else its
+        if kind and (prefix != "I" or its != kind):
+            yield kind, begin, place
+            kind = ""
+        if its and not kind:
+            begin, kind = place, its
+
+
+def _words(answer: str) -> list[str]:
+    return _ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split()
+
+
+def _overlap(ours: list[str], theirs: list[str]) -> float:
+    if not ours or not theirs:
+        return float(ours == theirs)
+    common = sum((collections.Counter(ours) & collections.Counter(theirs)).values())
+    return 2 * common / (len(ours) + len(theirs))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Number values by size; equal ones share the mean of their numbers."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+
+
+def _pearson(first: np.ndarray, second: np.ndarray) -> float:
+    x, y = (np.asarray(each, np.float64) for each in (first, second))
+    x, y = x - x.mean(), y - y.mean()
+    spread = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / spread) if spread else 0.0

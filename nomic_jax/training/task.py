@@ -1,0 +1,255 @@
+"""The task stage: an encoder with any head learns from examples in JSON Lines files.
+
+Fine-tuning as of Devlin et al. 2018 (arXiv:1810.04805, section 4): all parameters are
+trained, on rows of one text or of two.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from nomic_jax import hosts
+from nomic_jax.batch import TaskBatch
+from nomic_jax.config import ModelConfig
+from nomic_jax.data.task_config import SENTENCES, HeadConfig, TaskData
+from nomic_jax.data.task_examples import Example
+from nomic_jax.data.task_rows import TaskBatches
+from nomic_jax.data.task_sets import TaskEncoding
+from nomic_jax.fields import differing_fields
+from nomic_jax.model.heads import EncoderWithHead
+from nomic_jax.sharding import MeshConfig, host_share, put_batch
+from nomic_jax.sources.source import source_name
+from nomic_jax.storage import exists, join, read_json, write_json
+from nomic_jax.tokenizer import TextTokenizer
+from nomic_jax.training.flops import forward_flops, text_lengths
+from nomic_jax.training.loop import LoopConfig, train
+from nomic_jax.training.optimizer import (
+    OptimizerConfig,
+    learning_rate,
+    make_optimizer,
+)
+from nomic_jax.training.placement import MemoryConfig, Placement, place_state
+from nomic_jax.training.run_folder import RunFolder
+from nomic_jax.training.steps import TrainState, make_update
+from nomic_jax.training.task_objective import task_objective
+
+DATA_FILE = "data.json"  # what a stage began with
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskStart:
+    """The model that training starts with."""
+
+    model: str = ""  # folder or hub id; empty: what the stage before left
+    stage: str = ""  # an earlier task stage, to start with what that one left
+    weights: bool = True  # its own; False: its size and tokenizer alone, drawn anew
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskStage:
+    """Training of an encoder and a head on examples of a task."""
+
+    name: str
+    head: HeadConfig
+    data: TaskData
+    optimizer: OptimizerConfig
+    train: LoopConfig
+    start: TaskStart = TaskStart()
+    mesh: MeshConfig = MeshConfig()
+    memory: MemoryConfig = MemoryConfig()
+
+    def __post_init__(self) -> None:
+        """Refuse training on nothing, and evaluations of nothing.
+
+        Raises:
+            ValueError: with what to set.
+        """
+        if not self.data.train:
+            raise ValueError(f"{self.name}: data.train='' names no file of examples")
+        if self.train.sts:
+            raise ValueError(
+                f"{self.name}: train.sts={self.train.sts!r} measures embeddings; of a "
+                "head, data.validation names the files to measure"
+            )
+        if self.train.evaluate_every and not self.data.validation:
+            raise ValueError(
+                f"{self.name}: evaluate_every={self.train.evaluate_every} needs "
+                "data.validation"
+            )
+        names = [source_name(file) for file in self.data.validation]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(
+                f"{self.name}: two files of data.validation are named "
+                f"{', '.join(sorted(twice))}; metrics are told apart by that name"
+            )
+        if self.start.model and self.start.stage:
+            raise ValueError(
+                f"{self.name}: start.model={self.start.model!r} and start.stage="
+                f"{self.start.stage!r} name two models; give one"
+            )
+        if not self.start.weights and not self.start.model:
+            raise ValueError(
+                f"{self.name}: start.weights=False needs start.model, whose size and "
+                "tokenizer are taken"
+            )
+
+
+def task_encoding(
+    stage: TaskStage,
+    config: ModelConfig,
+    tokenizer: TextTokenizer,
+    labels: tuple[str, ...],
+) -> TaskEncoding:
+    """Return what makes rows of a stage's examples.
+
+    Args:
+        stage: the whole recipe.
+        config: of the encoder.
+        tokenizer: whose ids the model knows.
+        labels: that the head knows.
+
+    Raises:
+        ValueError: the rows are longer than the model's positions, or it cannot tell
+            two sentences.
+    """
+    length, most = stage.data.max_length, config.trained_positions
+    if length > most and config.rope_scaling_factor is None:
+        raise ValueError(
+            f"{stage.name} has rows of max_length={length} tokens, the model was "
+            f"trained on up to {most}"
+        )
+    if tokenizer.size > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.size} tokens and the model's table "
+            f"{config.vocab_size} rows; they do not belong together"
+        )
+    types = config.type_vocab_size > 1
+    if stage.head.kind in SENTENCES and not types:
+        raise ValueError(
+            f"{stage.name}: head.kind={stage.head.kind!r} tells two sentences by token "
+            f"types, of which the model has {config.type_vocab_size}"
+        )
+    return TaskEncoding(
+        stage.head, stage.data, tokenizer, types, labels, stage.train.seed
+    )
+
+
+def task_batches(
+    stage: TaskStage,
+    encoding: TaskEncoding,
+    examples: Sequence[Example],
+    mesh: Mesh | None = None,
+) -> TaskBatches:
+    """Encode the stage's examples and plan this host's part of its batches.
+
+    Raises:
+        ValueError: an example does not fit; file, line and field are named.
+    """
+    host, of_hosts = host_share(mesh)
+    return TaskBatches(
+        source_name(stage.data.train),
+        encoding.rows(examples),
+        batch_size=stage.train.batch_size,
+        seed=stage.train.seed,
+        pad_id=encoding.tokenizer.role_id("pad"),
+        max_length=stage.data.max_length,
+        masking=encoding.masking,
+        host=host,
+        hosts=of_hosts,
+    )
+
+
+def train_task(
+    stage: TaskStage,
+    model: EncoderWithHead,
+    encoding: TaskEncoding,
+    examples: Sequence[Example],
+    folder: RunFolder,
+    *,
+    evaluate: Callable[[EncoderWithHead], Mapping[str, float]] | None = None,
+) -> EncoderWithHead:
+    """Train a model on examples, from the folder's newest checkpoint if it has one.
+
+    Args:
+        stage: the whole recipe.
+        model: where training starts; consumed.
+        encoding: what makes rows of examples.
+        examples: of `data.train`.
+        folder: where metrics and checkpoints go.
+        evaluate: measures the model, every `train.evaluate_every` steps.
+
+    Raises:
+        ValueError: an example does not fit, or the examples are not those the stage
+            began with; the mesh does not fit the devices or the model.
+    """
+    settings, config = stage.train, model.encoder.config
+    batches = task_batches(stage, encoding, examples)
+    placement = Placement.of(
+        stage.mesh,
+        stage.memory,
+        batch_size=settings.batch_size,
+        row_length=stage.data.max_length * batches.source.choices,
+    )
+    host, of_hosts = host_share(placement.mesh)
+    batches = dataclasses.replace(batches, host=host, hosts=of_hosts)
+    pin_examples(folder, batches, encoding)
+    optimizer = make_optimizer(stage.optimizer, settings.steps)
+    state = train(
+        stage.name,
+        place_state(TrainState.fresh(model, optimizer), placement.mesh),
+        make_update(
+            task_objective(config, placement),
+            optimizer,
+            seed=settings.seed,
+            mesh=placement.mesh,
+        ),
+        batches,
+        settings,
+        folder,
+        learning_rate=learning_rate(stage.optimizer, settings.steps),
+        place=lambda batch: put_batch(batch, placement.mesh),
+        evaluate=evaluate and (lambda state: evaluate(state.model)),
+        flops_per_token=lambda batch: step_flops(config, batch),
+    )
+    return state.model
+
+
+def pin_examples(
+    folder: RunFolder, batches: TaskBatches, encoding: TaskEncoding
+) -> None:
+    """Note what a stage trains on, or compare it with what was noted before.
+
+    Raises:
+        ValueError: examples, labels or tokenizer are others than those the stage began
+            with, or hosts have different ones.
+    """
+    file = join(folder.place, DATA_FILE)
+    facts: dict[str, Any] = {
+        "examples": len(batches.source),
+        "rows": batches.source.digest,
+        "labels": list(encoding.labels),
+        "tokenizer": encoding.tokenizer.digest,
+    }
+    hosts.agree(f"examples of {batches.name}", facts)
+    if not exists(file):
+        if folder.writes:
+            write_json(file, facts)
+    elif changed := differing_fields(read_json(file), facts):
+        raise ValueError(
+            f"{folder.place} was trained on other examples: {'; '.join(changed)}; give "
+            "it the ones it began with, or begin in another --out"
+        )
+
+
+def step_flops(config: ModelConfig, batch: TaskBatch) -> float:
+    """Return the FLOPs of a step, both ways, over its tokens; see `flops`.
+
+    What a classifier computes of a text is not counted: it is next to nothing.
+    """
+    lengths = text_lengths(np.asarray(batch.tokens.segment_ids))
+    masked = 0 if batch.masked is None else int(np.sum(batch.masked.weights))
+    forward = forward_flops(config, lengths, masked=masked)
+    return 3 * forward / max(1, int(lengths.sum()))

@@ -1,0 +1,58 @@
+"""Compute a task's loss and gradient on one and on eight forced CPU devices.
+
+    python tests/task_gradients.py OUT
+
+OUT.npz gets, for each of the two, the loss and the gradient of every parameter, of a
+batch of questions with choices in microbatches, under dropout.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from task_files import HEADS, config, read_task, tokenizer
+
+from nomic_jax.data.task_rows import TaskBatches
+from nomic_jax.data.task_sets import TaskEncoding
+from nomic_jax.model.head_models import make_model
+from nomic_jax.sharding import MeshConfig, make_mesh, put_batch
+from nomic_jax.training.optimizer import named_arrays
+from nomic_jax.training.placement import Placement, place_state
+from nomic_jax.training.task_model import config_with_head
+from nomic_jax.training.task_objective import task_objective
+
+
+def main(out):
+    """Write both."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        data, examples = read_task(Path(folder), "choices", 16)
+    made = config_with_head(config(dropout=0.1), HEADS["choices"], ())
+    encoding = TaskEncoding(HEADS["choices"], data, tokenizer(), True, ())
+    batch = TaskBatches(
+        "task",
+        encoding.rows(examples),
+        batch_size=16,
+        seed=0,
+        pad_id=0,
+        max_length=16,
+    )(0).arrays
+    for devices in (1, 8):
+        mesh = make_mesh(MeshConfig(data=-1), jax.devices()[:devices])
+        model = jax.jit(lambda: make_model(made, rngs=nnx.Rngs(0)))()
+        objective = task_objective(made, Placement(mesh, 1))
+        step = jax.jit(jax.value_and_grad(objective, has_aux=True))
+        (loss, _), gradient = step(
+            place_state(model, mesh), put_batch(batch, mesh), jax.random.key(3)
+        )
+        found[f"{devices}/loss"] = loss
+        for name, array in named_arrays(gradient).items():
+            found[f"{devices}/{name}"] = array
+    np.savez(out, **jax.device_get(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

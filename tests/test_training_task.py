@@ -1,0 +1,335 @@
+"""Training of every head: its loss, its batches however split, and whole runs."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from task_files import (
+    HEADS,
+    config,
+    examples,
+    read_task,
+    task_stage,
+    tokenizer,
+    write_model,
+)
+
+from nomic_jax.checkpoints.folder import load_model, parameters
+from nomic_jax.data.task_config import HeadConfig
+from nomic_jax.data.task_examples import labels_of
+from nomic_jax.data.task_lines import read_examples
+from nomic_jax.data.task_rows import TaskBatches
+from nomic_jax.data.task_sets import TaskEncoding
+from nomic_jax.evaluation.tasks import evaluate_task
+from nomic_jax.model.head_models import make_model
+from nomic_jax.model.heads import EncoderWithHead
+from nomic_jax.recipe import run
+from nomic_jax.tokenizer import TextTokenizer
+from nomic_jax.training.optimizer import named_arrays
+from nomic_jax.training.placement import Placement
+from nomic_jax.training.run_folder import read_metrics
+from nomic_jax.training.task import TaskStart, step_flops
+from nomic_jax.training.task_model import config_with_head, with_head
+from nomic_jax.training.task_objective import task_objective
+
+HERE = Path(__file__).parent
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("models") / "bert")
+
+
+def model_and_batch(task, folder, size=6, **changes):
+    """A tiny model with the task's head, and a batch of as many examples as asked."""
+    head = HEADS[task]
+    data, found = read_task(folder, task)
+    labels = labels_of(found, head)
+    made = config_with_head(config(**changes), head, labels)
+    encoding = TaskEncoding(head, data, tokenizer(), True, labels)
+    batches = TaskBatches(
+        "task",
+        encoding.rows(found),
+        batch_size=size,
+        seed=0,
+        pad_id=0,
+        max_length=16,
+        masking=encoding.masking,
+    )
+    model = jax.jit(lambda: make_model(made, rngs=nnx.Rngs(0)))()
+    return model, batches(0).arrays
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "task", ["classes", "tags", "answers", "choices", "pretraining"]
+)
+def test_microbatches_give_the_loss_and_gradient_of_the_whole_batch(tmp_path, task):
+    # 6 examples in parts of 4 at most: two of 3.
+    model, batch = model_and_batch(task, tmp_path, dropout=0.1)
+    made = model.encoder.config
+    found = []
+    for most in (None, 4):
+        objective = task_objective(made, Placement(None, most))
+        step = jax.jit(jax.value_and_grad(objective, has_aux=True))
+        (loss, _), gradient = step(model, batch, jax.random.key(1))
+        found.append((loss, named_arrays(gradient)))
+    (loss, whole), (other, parts) = found
+    # Sums of float32 over rows in another order.
+    np.testing.assert_allclose(other, loss, rtol=1e-6)
+    assert_close(parts, whole)
+
+
+def assert_close(found, expected):
+    # Sums of float32 in another order; biases before a softmax have no gradient at all.
+    largest = max(float(np.abs(array).max()) for array in expected.values())
+    for name, array in expected.items():
+        bound = 3e-5 * float(np.abs(array).max()) + 1e-6 * largest
+        np.testing.assert_allclose(found[name], array, atol=bound, err_msg=name)
+
+
+def test_examples_that_do_not_count_change_nothing(tmp_path):
+    model, batch = model_and_batch("pretraining", tmp_path)
+    objective = jax.jit(task_objective(model.encoder.config))
+    expected, _ = objective(model, batch, jax.random.key(0))
+    # A last microbatch is filled up with zeros, which must not be a class 0.
+    five = task_objective(model.encoder.config, Placement(None, 5))
+    found, _ = jax.jit(five)(model, batch, jax.random.key(0))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_eight_devices_give_the_loss_and_gradient_of_one(tmp_path):
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": f"{HERE.parent}:{HERE}",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
+        "--xla_backend_optimization_level=0",
+    }
+    script = [sys.executable, str(HERE / "task_gradients.py"), str(tmp_path / "out")]
+    subprocess.run(script, env=environment, check=True)
+    with np.load(tmp_path / "out.npz") as arrays:
+        found = dict(arrays)
+    one, eight = (
+        {name[2:]: a for name, a in found.items() if name.startswith(f"{devices}/")}
+        for devices in (1, 8)
+    )
+    assert len(one) > 10 and one.keys() == eight.keys()
+    np.testing.assert_allclose(eight.pop("loss"), one.pop("loss"), rtol=1e-6)
+    assert_close(eight, one)
+
+
+STEPS = 30
+# What a head is to reach on examples it was not trained on: all of them, where one word
+# tells two kinds apart. Of sentences that do not follow half cannot be told, and words
+# are drawn at random: there it is the loss that says what is learned.
+REACHED = {
+    "classes": ("accuracy", 1.0),
+    "tags": ("f1", 1.0),
+    "answers": ("exact_match", 0.9),
+    "choices": ("accuracy", 0.9),
+    "sentences": ("accuracy", 0.0),
+    "pretraining": ("masked_accuracy", 0.0),
+    "masks": ("masked_accuracy", 0.0),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", REACHED)
+def test_a_run_learns_its_task_and_leaves_the_head(tmp_path, bert, task):
+    stage = task_stage(task, bert, tmp_path, steps=STEPS, rate=5e-3, batch_size=24)
+    run([stage], tmp_path / "out")
+    losses = [
+        line["loss"] for line in read_metrics(tmp_path / f"out/{task}/metrics.jsonl")
+    ]
+    assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:2])
+    (figures,) = json.loads(
+        (tmp_path / f"out/{task}/evaluation.json").read_text()
+    ).values()
+    metric, least = REACHED[task]
+    assert figures[metric] >= least, figures
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"{metric} {figures[metric]:.4f}" in page
+    model = load_model(tmp_path / "out" / "model")
+    assert isinstance(model, EncoderWithHead)
+    assert model.encoder.config.head == HEADS[task].kind
+    # The exported model is the one that was measured.
+    held_out = read_examples(stage.data.validation[0], stage.head, stage.data)
+    loaded = TextTokenizer.from_folder(tmp_path / "out" / "model")
+    assert evaluate_task(model, loaded, held_out, stage.data) == figures
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_with_the_uninterrupted_parameters(
+    tmp_path, bert, monkeypatch
+):
+    stage = task_stage("classes", bert, tmp_path)
+    train = dataclasses.replace(stage.train, save_every=2, evaluate_every=2)
+    stage = dataclasses.replace(stage, train=train)
+    run([stage], tmp_path / "whole")
+    lines = read_metrics(tmp_path / "whole" / "classes" / "metrics.jsonl")
+    assert "evaluation/classes_dev/accuracy" in lines[1]
+    made = TaskBatches.__call__
+
+    def interrupted(self, step):
+        if step == 3:
+            raise KeyboardInterrupt
+        return made(self, step)
+
+    monkeypatch.setattr(TaskBatches, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run([stage], tmp_path / "stopped")
+    monkeypatch.undo()
+    assert not (tmp_path / "stopped" / "model").exists()
+    run([stage], tmp_path / "stopped")
+    whole, stopped = (
+        (tmp_path / out / "model" / "model.safetensors").read_bytes()
+        for out in ("whole", "stopped")
+    )
+    assert whole == stopped
+    # With other examples in the same place it does not go on.
+    other = Path(stage.data.train)
+    other.write_text(other.read_text().replace("fox", "dogs"))
+    with pytest.raises(ValueError, match="trained on other examples: rows was"):
+        run([stage], tmp_path / "stopped")
+
+
+@pytest.mark.slow
+def test_a_stage_starts_with_what_an_earlier_one_left(tmp_path, bert):
+    first, second, third = (
+        dataclasses.replace(task_stage(task, bert, tmp_path, steps=1), name=name)
+        for task, name in (("classes", "one"), ("tags", "two"), ("classes", "three"))
+    )
+    second = dataclasses.replace(second, start=TaskStart())
+    still = dataclasses.replace(third.optimizer, learning_rate=0.0)
+    third = dataclasses.replace(third, start=TaskStart(stage="one"), optimizer=still)
+    run([first, second, third], tmp_path / "out")
+    one, two, three = (
+        parameters(load_model(tmp_path / "out" / name / "model"))
+        for name in ("one", "two", "three")
+    )
+    # The same labels, so with its classifier; and nothing is learned at rate 0.
+    for name, array in one.items():
+        np.testing.assert_array_equal(three[name], array)
+    assert "pooler.kernel" not in two
+    published = parameters(load_model(tmp_path / "out" / "model"))
+    np.testing.assert_array_equal(published["pooler.kernel"], three["pooler.kernel"])
+
+
+def test_what_fits_of_a_loaded_head_is_kept_and_the_rest_drawn():
+    had = config(head="pretraining", head_bias=True)
+    loaded = make_model(had, rngs=nnx.Rngs(1))
+    before = parameters(loaded)
+    made = config_with_head(had, HEADS["classes"], ("blue", "red"))
+    model, drawn = with_head(loaded, made, seed=3, remat="none")
+    assert sorted(drawn) == ["classifier.bias", "classifier.kernel"]
+    after = parameters(model)
+    for name in after.keys() - drawn:
+        np.testing.assert_array_equal(after[name], before[name])
+    again, drawn = with_head(model, made, seed=4, remat="full")
+    assert not drawn and again.encoder.remat == "full"
+    others = config_with_head(had, HEADS["classes"], ("blue", "green"))
+    _, drawn = with_head(model, others, seed=4, remat="none")
+    assert sorted(drawn) == ["classifier.bias", "classifier.kernel"]
+    anew, drawn = with_head(model, made, seed=4, remat="none", keep=False)
+    assert set(drawn) == set(parameters(anew))
+    other, _ = with_head(model, made, seed=4, remat="none", keep=False)
+    for name, array in parameters(anew).items():
+        np.testing.assert_array_equal(parameters(other)[name], array)
+
+
+def test_a_modern_bert_keeps_its_transform():
+    from transformers_heads import MODERN
+
+    had = dataclasses.replace(MODERN, head="mlm", head_bias=True)
+    head = dataclasses.replace(HEADS["classes"], pooling="mean")
+    made = config_with_head(had, head, ("no", "yes"))
+    assert not made.head_bias and made.head_pooling == "mean"
+    _, drawn = with_head(make_model(had, rngs=nnx.Rngs(0)), made, seed=0, remat="none")
+    assert sorted(drawn) == ["classifier.bias", "classifier.kernel"]
+
+
+def test_the_flops_of_a_step_are_those_of_its_tokens(tmp_path):
+    model, batch = model_and_batch("masks", tmp_path)
+    made = model.encoder.config
+    lengths = np.asarray(batch.tokens.mask).sum(axis=1)
+    d, f = made.width, made.mlp_width
+    layers = (8 * d**2 + 4 * d * f) * lengths.sum() + 4 * d * (lengths**2).sum()
+    head = 2 * d * (d + made.vocab_size) * batch.masked.weights.sum()
+    expected = 3 * (layers + head) / lengths.sum()
+    assert step_flops(made, batch) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": ("blue", "green")}, "'red' is no label; known: blue, green"),
+        ({"kind": "next_sentence", "problem": None, "dropout": 0.0}, "'sentences'"),
+    ],
+)
+def test_examples_that_do_not_fit_are_refused_before_anything_is_written(
+    tmp_path, bert, change, message
+):
+    stage = task_stage("classes", bert, tmp_path)
+    head = HeadConfig(**(dataclasses.asdict(stage.head) | change))
+    with pytest.raises(ValueError, match=rf"classes_train\.jsonl:1: .*{message}"):
+        run([dataclasses.replace(stage, head=head)], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_label_of_the_validation_alone_is_refused(tmp_path, bert):
+    stage = task_stage("classes", bert, tmp_path)
+    line = next(examples("classes", 1)) | {"label": "pink"}
+    Path(stage.data.validation[0]).write_text(json.dumps(line))
+    with pytest.raises(ValueError, match="dev.jsonl:1: 'pink' is no label; known: b"):
+        run([stage], tmp_path / "out")
+
+
+def test_rows_longer_than_the_model_are_refused(tmp_path, bert):
+    stage = task_stage("classes", bert, tmp_path)
+    data = dataclasses.replace(stage.data, max_length=17)
+    with pytest.raises(ValueError, match="max_length=17 tokens, .* up to 16"):
+        run([dataclasses.replace(stage, data=data)], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {"start": TaskStart(model="a", stage="b")}, "name two models"),
+        (lambda s: {"start": TaskStart(weights=False)}, "needs start.model"),
+        (lambda s: {"data": dataclasses.replace(s.data, train="")}, "names no file"),
+        (
+            lambda s: {
+                "data": dataclasses.replace(s.data, validation=()),
+                "train": dataclasses.replace(s.train, evaluate_every=1),
+            },
+            "evaluate_every=1 needs data.validation",
+        ),
+        (
+            lambda s: {
+                "train": dataclasses.replace(s.train, evaluate_every=1, sts="a.jsonl")
+            },
+            "measures embeddings",
+        ),
+        (
+            lambda s: {
+                "data": dataclasses.replace(
+                    s.data, validation=("a/dev.jsonl", "b/dev.jsonl.gz")
+                )
+            },
+            "two files of data.validation are named dev",
+        ),
+    ],
+)
+def test_a_stage_that_cannot_be_is_refused_when_it_is_made(tmp_path, change, message):
+    stage = task_stage("classes", "a", tmp_path)
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(stage, **change(stage))
