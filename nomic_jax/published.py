@@ -87,9 +87,7 @@ PUBLISHED: Mapping[str, ModelConfig] = {
     "nomic-embed-text-v1.5": _NOMIC_BERT,
     "nomic-xlm-2048": dataclasses.replace(_NOMIC_XLM, head="mlm", head_bias=True),
     "nomic-embed-text-v2-moe": dataclasses.replace(_NOMIC_XLM, num_experts=8),
-    "bert-base-uncased": dataclasses.replace(
-        _BERT, head="pretraining", head_bias=True
-    ),
+    "bert-base-uncased": dataclasses.replace(_BERT, head="pretraining", head_bias=True),
     "xlm-roberta-base": dataclasses.replace(_XLM_ROBERTA, head="mlm", head_bias=True),
     "ModernBERT-base": dataclasses.replace(_MODERN_BERT, head="mlm", head_bias=True),
     "ModernBERT-large": dataclasses.replace(

@@ -3,11 +3,12 @@
     python tests/mesh_gradients.py OUT MESHES MOST [HOST PORT]
 
 A mesh is DATAxFSDPxTENSOR devices, the first of those that XLA_FLAGS forces; with a
-HOST, half of it is another process's. For each mesh, OUT.MESH.npz gets, for each
+HOST, half of it is another process's. A mesh of four, DATAxFSDPxEXPERTxTENSOR, is for
+an encoder with experts. For each mesh, OUT.MESH.npz gets, for each
 objective and most rows at once (0: all), the loss and the gradient of every parameter;
 OUT.MESH.json what the compiled steps move between devices, the FLOPs of their products
 as compiled and as traced, and the bytes of the parameters on one device. Meshes and
-rows come in lists, with commas between.
+rows come in lists, with commas between; MESH=CASE is of one objective alone.
 """
 
 import json
@@ -28,6 +29,7 @@ from nomic_jax.data.schedule import Schedule
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.plan.arithmetic import product_flops
+from nomic_jax.plan.collectives import find_collectives
 from nomic_jax.plan.program import read_program
 from nomic_jax.sharding import (
     REPEATED,
@@ -36,8 +38,9 @@ from nomic_jax.sharding import (
     make_mesh,
     put_batch,
     row_parts,
-    shardings,
 )
+from nomic_jax.sharding_rules import shardings
+from nomic_jax.training.experts import ExpertsConfig
 from nomic_jax.training.losses import ContrastiveLoss
 from nomic_jax.training.optimizer import parameter_name
 from nomic_jax.training.placement import Placement
@@ -61,12 +64,19 @@ SHAPE = {
     "initializer_range": 0.3,  # so that nothing is small by chance
     "dropout": 0.1,
 }
+MOE = SHAPE | {
+    "activation": "gelu",
+    "bias": True,
+    "num_experts": 8,
+    "expert_dropout": 0.2,
+}
+BALANCE = ExpertsConfig(balance_coefficient=0.5)
 LOSS = ContrastiveLoss(
     temperature=0.05, learned_scale=True, both_directions=True, matryoshka_dims=(32, 8)
 )
 
 
-def mlm_case(mesh):
+def mlm_case(mesh, shape):
     rng = np.random.default_rng(0)
     rows = rng.integers(5, 128, size=(40, 2, 16), dtype=np.int32)
     store = MemoryStore(
@@ -88,11 +98,11 @@ def mlm_case(mesh):
         host=host,
         hosts=of_hosts,
     )
-    config = ModelConfig(**SHAPE, head="mlm")
+    config = ModelConfig(**shape, head="mlm")
     return lambda: MaskedLanguageModel(config, rngs=nnx.Rngs(0)), batches(0).arrays
 
 
-def pair_case(mesh):
+def pair_case(mesh, shape):
     store = random_store(records=64, negatives=3, lengths=(12, 60))
     host, of_hosts = host_share(mesh)
     batches = PairBatches(
@@ -107,13 +117,14 @@ def pair_case(mesh):
         host=host,
         hosts=of_hosts,
     )
-    config = ModelConfig(**SHAPE)
+    config = ModelConfig(**shape)
     return (
         lambda: BiEncoder.of(NomicBert(config, rngs=nnx.Rngs(0)), LOSS),
         batches(0).arrays,
     )
 
 
+CASES = {"mlm": mlm_case, "contrastive": pair_case}
 COLLECTIVE = re.compile(
     r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
     r"(?:-start)?\("
@@ -168,27 +179,40 @@ def main(out, meshes, most_rows, host="-1", port="0"):
     hosts.start(
         f"localhost:{port}" if host != "-1" else "", 2 - (host == "-1"), int(host)
     )
-    for sizes in meshes.split(","):
-        shape = [int(size) for size in sizes.split("x")]
-        found, moved = on_mesh(shape, [int(most) for most in most_rows.split(",")])
+    for each in meshes.split(","):
+        sizes, _, case = each.partition("=")
+        found, moved = on_mesh(
+            [int(size) for size in sizes.split("x")],
+            [int(most) for most in most_rows.split(",")],
+            [case] if case else [*CASES],
+        )
         if hosts.is_first():
             np.savez(f"{out}.{sizes}.npz", **found)
             with open(f"{out}.{sizes}.json", "w") as file:
                 json.dump(moved, file)
 
 
-def on_mesh(shape, most_rows):
+DRAWN = {}  # models by case, and whether they have experts; they fit any mesh
+
+
+def drawn(draw, *kind):
+    """Draw a model once, on the host."""
+    if kind not in DRAWN:
+        DRAWN[kind] = jax.device_get(jax.jit(draw)())
+    return jax.tree.map(jax.numpy.asarray, DRAWN[kind])
+
+
+def on_mesh(shape, most_rows, cases):
     """Take both steps on a mesh, and say what they found and what they moved."""
-    data, fsdp, tensor = shape
-    devices = jax.devices()[: math.prod(shape)]
-    mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor), devices)
+    data, fsdp, *expert, tensor = shape
+    sizes, experts = (MOE, BALANCE) if expert else (SHAPE, None)
+    layout = MeshConfig(data=data, fsdp=fsdp, expert=(*expert, 1)[0], tensor=tensor)
+    mesh = make_mesh(layout, jax.devices()[: math.prod(shape)])
     embedding = EmbeddingConfig(pooling="mean", layer_norm=True, max_length=64)
     found, moved = {}, {}
-    for case, (draw, batch) in {
-        "mlm": mlm_case(mesh),
-        "contrastive": pair_case(mesh),
-    }.items():
-        model = jax.jit(draw)()
+    for case in cases:
+        draw, batch = CASES[case](mesh, sizes)
+        model = drawn(draw, case, bool(expert))
         paths = jax.tree_util.tree_map_with_path(lambda p, _: parameter_name(p), model)
         everywhere = None
         if mesh is not None:
@@ -198,9 +222,9 @@ def on_mesh(shape, most_rows):
         for most in most_rows:
             placement = Placement(mesh, most or None)
             objective = (
-                mlm_objective(placement)
+                mlm_objective(placement, experts=experts)
                 if case == "mlm"
-                else contrastive_objective(embedding, LOSS, placement)
+                else contrastive_objective(embedding, LOSS, placement, experts=experts)
             )
             step = jax.jit(jax.value_and_grad(objective, has_aux=True))
             traced = step.trace(model, placed, jax.random.key(7))
@@ -208,6 +232,11 @@ def on_mesh(shape, most_rows):
             (loss, _), gradient = compiled(model, placed, jax.random.key(7))
             prefix = f"{case}/{most}/"
             moved[prefix] = collectives(compiled.as_text())
+            program = read_program(compiled.as_text())
+            moved[prefix + "groups"] = [
+                (each.kind, each.group, [*map(str, each.arrays)])
+                for each in find_collectives(program, devices=math.prod(shape))
+            ]
             moved[prefix + "flops"] = (
                 math.prod(shape) * compiled_flops(compiled.as_text()),
                 product_flops(traced.jaxpr.jaxpr),

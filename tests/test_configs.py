@@ -4,29 +4,36 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 from store_pairs import pair_rule, pair_source, tokenizer
 
 from nomic_jax.checkpoints.folder import save_model
-from nomic_jax.config import PUBLISHED, PUBLISHED_EMBEDDINGS, padded_vocabulary
+from nomic_jax.checkpoints.reader import read_checkpoint
+from nomic_jax.config import padded_vocabulary
 from nomic_jax.embedder import Embedder
 from nomic_jax.model.encoder import NomicBert
+from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.overrides import override
+from nomic_jax.published import PUBLISHED, PUBLISHED_EMBEDDINGS
 from nomic_jax.recipe import run
 from nomic_jax.sources.jsonl import JsonLines, write_pairs, write_texts
 from nomic_jax.stages import check_stages, load_stages, resolve
 from nomic_jax.store.prepare import prepare_collection
 from nomic_jax.store.rules import RowRule
 from nomic_jax.store.store import open_stores
+from nomic_jax.tokenizer import TextTokenizer
 from nomic_jax.training.contrastive import (
     pair_batches,
     stage_embedding,
     train_contrastive,
 )
-from nomic_jax.training.mlm import fresh_model, train_mlm
+from nomic_jax.training.mlm import first_model, fresh_model, train_mlm
+from nomic_jax.training.mlm_model import started_config
 from nomic_jax.training.run_folder import RunFolder
+from nomic_jax.training.start import config_with_experts
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CONTRASTIVE = ("contrastive_pretrain", "contrastive_finetune", "matryoshka_finetune")
@@ -171,6 +178,45 @@ def test_each_kind_of_source_has_its_prefixes():
     }
 
 
+def test_the_multilingual_mlm_is_that_of_its_code():
+    mlm = stage("multilingual_mlm")
+    published = PUBLISHED["nomic-xlm-2048"]
+    given = PUBLISHED["xlm-roberta-base"]
+    assert started_config(mlm.start, mlm.model, given) == published
+    assert (mlm.sampling.policy, mlm.sampling.exponent) == ("temperature", 0.3)
+    assert (mlm.train.steps, mlm.train.batch_size, mlm.train.seed) == (25_000, 4096, 42)
+    assert (mlm.data.row_length, mlm.data.mask_rate) == (2048, 0.3)
+    optimizer = mlm.optimizer
+    assert (optimizer.learning_rate, optimizer.weight_decay) == (4e-4, 0)
+    assert (optimizer.beta1, optimizer.beta2, optimizer.epsilon) == (0.9, 0.98, 1e-6)
+    assert (optimizer.schedule, optimizer.warmup_steps) == ("linear", 1000)
+    assert (optimizer.clip_norm, mlm.memory.remat) == (0, "full")
+
+
+def test_the_mixture_of_experts_is_trained_as_its_code_did():
+    pretrain, finetune = stage("moe_pretrain"), stage("moe_finetune")
+    published = PUBLISHED["nomic-embed-text-v2-moe"]
+    dense = dataclasses.replace(PUBLISHED["nomic-xlm-2048"], head=None, head_bias=False)
+    assert config_with_experts(pretrain.start, dense) == published
+    assert pretrain.experts.balance_coefficient == 1
+    assert finetune.experts.balance_coefficient == 0
+    optimizers = [each.optimizer for each in (pretrain, finetune)]
+    assert [each.learning_rate for each in optimizers] == [8e-5, 2e-5]
+    assert [each.warmup_steps for each in optimizers] == [1000, 400]
+    assert [each.schedule for each in optimizers] == ["inverse_sqrt", "linear"]
+    assert {(each.weight_decay, each.clip_norm) for each in optimizers} == {(0.01, 1)}
+    assert {(each.beta1, each.beta2, each.epsilon) for each in optimizers} == {
+        (0.9, 0.999, 1e-8)
+    }
+    assert [each.train.batch_size for each in (pretrain, finetune)] == [16_384, 256]
+    assert [each.loss.temperature for each in (pretrain, finetune)] == [0.02, 0.02]
+    assert [each.data.document_length for each in (pretrain, finetune)] == [128, 512]
+    assert (finetune.data.num_negatives, finetune.data.negatives) == (10, "first")
+    embedding = PUBLISHED_EMBEDDINGS["nomic-embed-text-v2-moe"]
+    assert finetune.loss.matryoshka_dims == embedding.matryoshka_dims
+    assert stage_embedding(finetune, embedding) == embedding
+
+
 SMALL = "--train.steps=2 --train.batch_size=4 --train.workers=0".split()
 SHORT = "--data.query_length=32 --data.document_length=48".split()
 PAIRS = 8  # of each source
@@ -193,6 +239,86 @@ def test_two_steps_of_the_mlm_train(tmp_path):
     model = fresh_model(small, tokenizer(), dtype="float32")
     train_mlm(small, model, tokenizer(), open_stores(stores), folder)
     assert losses(tmp_path / "mlm")
+
+
+TINY = dict(num_layers=2, width=32, num_heads=2, mlp_width=32)
+
+
+def multilingual(folder, **changes):
+    """Save a tiny model of XLM-R's kind; its vocabulary is the tests' tokenizer's."""
+    config = dataclasses.replace(
+        PUBLISHED["xlm-roberta-base"],
+        **TINY,
+        vocab_size=padded_vocabulary(tokenizer().size),
+        trained_positions=48,
+        pad_token_id=tokenizer().role_id("pad"),
+    )
+    config = dataclasses.replace(config, **changes)
+    kind = MaskedLanguageModel if config.head else NomicBert
+    model = jax.jit(lambda: kind(config, rngs=nnx.Rngs(0)))()
+    save_model(model, config, None, tokenizer(), folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_two_steps_of_the_multilingual_mlm_train(tmp_path):
+    planned = []
+    for number, language in enumerate(("en", "sw")):
+        texts = [pair.document for pair in pair_source(100, seed=number).pairs]
+        write_texts(tmp_path / f"{language}.jsonl", texts)
+        source = JsonLines.open(tmp_path / f"{language}.jsonl", name=language)
+        planned.append((source, RowRule(row_length=32)))
+    prepare_collection(planned, tokenizer(), tmp_path / "stores")
+    begin = multilingual(tmp_path / "xlm-roberta", vocab_size=tokenizer().size)
+    options = [f"--model.{name}={value}" for name, value in TINY.items()]
+    options += ["--model.trained_positions=64", "--data.row_length=32"]
+    options += ["--memory.tokens_at_once=64", f"--data.stores={tmp_path}/stores"]
+    options.append(f"--start.model={begin}")
+    (small,) = override([stage("multilingual_mlm")], [*SMALL, *options])
+    run([small], tmp_path / "run")
+    assert losses(tmp_path / "run" / "mlm")
+    made = read_checkpoint(tmp_path / "run" / "model").config
+    rotary = (made.rope_base, made.trained_positions, made.activation, made.bias)
+    assert rotary == (10_000, 64, "gelu", True) and made.vocab_size % 64 == 0
+    with pytest.raises(ValueError, match="model.width=64 is 32 there"):
+        first_model(
+            override([small], ["--model.width=64"])[0], tokenizer(), dtype="float32"
+        )
+    other = TextTokenizer.train(["some other words"] * 3, vocab_size=50)
+    with pytest.raises(ValueError, match="has tokenizer .*prepare it with the model's"):
+        first_model(small, other, dtype="float32")
+
+
+@pytest.mark.slow
+def test_a_dense_model_becomes_experts_and_these_are_fine_tuned(tmp_path):
+    begin = multilingual(
+        tmp_path / "dense",
+        rope_base=10_000.0,
+        first_position=0,
+        head=None,
+        head_bias=False,
+        width=768,  # the wider of the dims
+        num_heads=12,
+    )
+    write_pairs(tmp_path / "foxes.jsonl", pair_source(PAIRS, num_negatives=11).pairs)
+    rule = pair_rule(query_length=32, document_length=48, num_negatives=10)
+    source = JsonLines.open(tmp_path / "foxes.jsonl", name="foxes")
+    prepare_collection([(source, rule)], tokenizer(), tmp_path / "stores")
+    for name in ("moe_pretrain", "moe_finetune"):
+        options = [f"--data.stores={tmp_path}/stores", f"--start.model={begin}"]
+        options.append("--memory.tokens_at_once=96")
+        (small,) = override([stage(name)], [*SMALL, *SHORT, *options])
+        run([small], tmp_path / name)
+        assert losses(tmp_path / name / small.name)
+        begin = tmp_path / name / "model"
+        made = read_checkpoint(begin).config
+        assert (made.num_experts, made.expert_bias) == (8, False)
+    last = (tmp_path / "moe_finetune" / "finetune" / "metrics.jsonl").read_text()
+    line = json.loads(last.splitlines()[-1])
+    assert line["experts/balance"] == line["experts/1/balance"] > 0.9
+    assert 0 <= line["experts/1/smallest_share"] <= 1 / 8
+    assert 1 / 8 <= line["experts/1/largest_share"] <= 1 / 2
+    assert Embedder.from_pretrained(begin).config.matryoshka_dims == (768, 256)
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,16 @@ import pytest
 from jax.sharding import PartitionSpec
 from plan_stages import MLM, PAIRS
 
-from nomic_jax.config import PUBLISHED
 from nomic_jax.data.packing import pack_texts
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.plan.abstract import abstract_step, model_of
 from nomic_jax.plan.assumed import Assumptions, spread
+from nomic_jax.published import PUBLISHED
 from nomic_jax.sharding import MeshConfig
 from nomic_jax.training.contrastive import StageEmbedding, StartConfig
 from nomic_jax.training.flops import forward_flops
 from nomic_jax.training.frozen import GuideConfig
+from nomic_jax.training.mlm import ModelSize
 
 ONE = jax.devices()[:1]
 
@@ -29,9 +30,8 @@ def test_an_mlm_step_has_full_rows_and_the_vocabulary_of_bert():
     assert step.state.model.encoder.word_embedding.embedding.shape == (30_528, 128)
     assert (step.tokens, step.columns, step.rows) == (64 * 64, 64 * 64, 64)
     config = MLM.model.config(vocab_size=30_528, pad_token_id=0)
-    expected = forward_flops(
-        config, tokens=64 * 64, attended=64 * 64**2, masked=round(0.3 * 64 * 64)
-    )
+    masked = round(0.3 * 64 * 64)
+    expected = forward_flops(config, np.full(64, 64), masked=masked)
     assert step.flops == 3 * expected
     assert step.state.model.encoder.dtype == "bfloat16"
 
@@ -82,6 +82,33 @@ def test_a_stage_of_pairs_goes_on_with_the_model_before_it_or_a_published_one():
         model_of(elsewhere, [], Assumptions(model="gpt"))
 
 
+def test_a_dense_model_is_planned_as_the_mixture_that_is_made_of_it():
+    start = StartConfig(model="nomic-ai/nomic-xlm-2048", num_experts=8)
+    stage = change(PAIRS, start=dataclasses.replace(start, keep_biases=False))
+    config, _ = model_of(stage, [], Assumptions())
+    assert config == PUBLISHED["nomic-embed-text-v2-moe"]
+    assert model_of(change(PAIRS, start=start), [], Assumptions())[0].expert_bias
+
+
+def test_xlm_roberta_is_planned_with_rotary_positions():
+    size = ModelSize(
+        num_layers=12,
+        width=768,
+        num_heads=12,
+        mlp_width=3072,
+        trained_positions=2048,
+        rope_base=10_000,
+    )
+    start = StartConfig(model="FacebookAI/xlm-roberta-base")
+    stage = change(MLM, model=size, start=start)
+    assert model_of(stage, [], Assumptions())[0] == PUBLISHED["nomic-xlm-2048"]
+    with pytest.raises(ValueError, match="model.num_layers=2 is 12 there; model.width"):
+        model_of(change(MLM, start=start), [], Assumptions())
+    headless = change(stage, start=StartConfig(model="elsewhere"))
+    with pytest.raises(ValueError, match="head=None, and no MLM head to go on with"):
+        model_of(headless, [], Assumptions())
+
+
 def test_a_guide_and_a_teacher_are_planned_beside_the_trained_encoder():
     name = "nomic-ai/nomic-embed-text-v1.5"
     plain = abstract_step(PAIRS, [MLM], ONE, Assumptions())
@@ -96,9 +123,7 @@ def test_a_guide_and_a_teacher_are_planned_beside_the_trained_encoder():
     assert plain.frozen == ()
     lengths = np.repeat([32, 64], [64, 128])
     assert step.flops - plain.flops == forward_flops(
-        PUBLISHED["nomic-embed-text-v1.5"],
-        tokens=int(lengths.sum()),
-        attended=int((lengths**2).sum()),
+        PUBLISHED["nomic-embed-text-v1.5"], lengths
     )
     step.update.trace(step.state, step.batch, *step.frozen)
 

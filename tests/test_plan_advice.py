@@ -49,12 +49,14 @@ def test_without_a_limit_the_way_down_begins_at_half_of_what_a_device_takes():
 def test_parameters_are_split_where_activations_are_not_what_is_too_much(mesh):
     stage = dataclasses.replace(WIDE, mesh=mesh)
     options, tried = advised(stage, lambda stage: stage.mesh.fsdp >= 4)
-    sizes = "--mlm.mesh.data 2 --mlm.mesh.fsdp 4 --mlm.mesh.tensor 2"
+    sizes = (
+        "--mlm.mesh.data 2 --mlm.mesh.fsdp 4 --mlm.mesh.expert 1 --mlm.mesh.tensor 2"
+    )
     assert options == [
         sizes,
         f"--mlm.memory.tokens_at_once 64 --mlm.memory.remat full {sizes}",
     ]
-    assert all(stage.mesh.shape(16)[2] == 2 for stage in tried)
+    assert all(stage.mesh.shape(16)[3] == 2 for stage in tried)
 
 
 def test_nothing_is_named_where_nothing_fits():

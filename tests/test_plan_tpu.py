@@ -59,6 +59,13 @@ def test_bytes_of_a_chip_fall_by_the_axis_that_splits(made, axis, factor):
     assert expected <= made[axis] <= expected + 350_000
 
 
+def test_no_array_of_a_step_has_every_token_in_every_expert(made):
+    largest, everything = made["experts"]
+    # Forward and backward. What is there are the rows of both experts of each token,
+    # a quarter of it, and the gradient of all experts' matrices.
+    assert largest < everything / 2
+
+
 def plan(config, *arguments):
     command = [sys.executable, "-m", "nomic_jax.cli", "plan", "--topology", "v5e:4x4"]
     command += ["--config", str(config), "--vocabulary", "1000", *arguments]
@@ -69,7 +76,7 @@ def test_the_command_plans_every_stage():
     done = plan(HERE / "plan_stages.py")
     assert done.returncode == 0, done.stderr
     for part in (
-        "mlm on v5e:4x4 (16 chips), a mesh of data=16, fsdp=1, tensor=1",
+        "mlm on v5e:4x4 (16 chips), a mesh of data=16, fsdp=1, expert=1, tensor=1",
         "pretrain on v5e:4x4",
         "all-reduce of ",
         "of 15.75 GiB",

@@ -18,10 +18,9 @@ from nomic_jax.sharding import (
     REPEATED,
     MeshConfig,
     make_mesh,
-    parameter_spec,
     row_parts,
-    shardings,
 )
+from nomic_jax.sharding_rules import parameter_spec, shardings
 from nomic_jax.training.optimizer import parameter_name
 
 HERE = Path(__file__).parent
@@ -31,7 +30,7 @@ ON_TWO_HOSTS = ((8, 1, 1), (4, 2, 1))
 
 
 def begin(out, meshes, most, devices, *host):
-    """Start a process that takes the steps on meshes."""
+    """Start a process that takes the steps on meshes, of one case or of both."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -39,7 +38,10 @@ def begin(out, meshes, most, devices, *host):
         # Compiles in half the time.
         "XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0",
     }
-    sizes = ",".join("x".join(map(str, mesh)) for mesh in meshes)
+    cases = meshes if isinstance(meshes, dict) else dict.fromkeys(meshes, "")
+    sizes = ",".join(
+        "x".join(map(str, mesh)) + (case and f"={case}") for mesh, case in cases.items()
+    )
     script = [sys.executable, str(HERE / "mesh_gradients.py"), str(out), sizes, most]
     return subprocess.Popen([*script, *map(str, host)], env=environment)
 
@@ -200,10 +202,11 @@ def test_sizes_that_describe_no_mesh_are_refused():
 @pytest.mark.parametrize(
     ("config", "shape"),
     [
-        (MeshConfig(), (8, 1, 1)),
-        (MeshConfig(fsdp=4), (2, 4, 1)),
-        (MeshConfig(data=2, fsdp=2, tensor=2), (2, 2, 2)),
-        (MeshConfig(data=1, fsdp=-1), (1, 8, 1)),
+        (MeshConfig(), (8, 1, 1, 1)),
+        (MeshConfig(fsdp=4), (2, 4, 1, 1)),
+        (MeshConfig(data=2, fsdp=2, tensor=2), (2, 2, 1, 2)),
+        (MeshConfig(data=1, fsdp=-1), (1, 8, 1, 1)),
+        (MeshConfig(fsdp=2, expert=4), (1, 2, 4, 1)),
     ],
 )
 def test_the_rest_of_the_devices_goes_to_one_axis(config, shape):
@@ -245,6 +248,6 @@ def test_every_large_parameter_has_a_rule_and_its_moments_too(shapes):
 def test_an_axis_that_does_not_divide_is_named_with_the_parameter(shapes):
     model, paths = shapes
     with pytest.raises(ValueError) as caught:
-        shardings(model, paths, AbstractMesh((1, 1, 3), AXES))
+        shardings(model, paths, AbstractMesh((1, 1, 1, 3), AXES))
     for part in ("attention.qkv.kernel has shape", "does not split over tensor=3"):
         assert part in str(caught.value)

@@ -6,9 +6,10 @@ import pytest
 from flax import nnx
 
 from nomic_jax.batch import MlmBatch, PackedTexts, PairBatch, Tokens
-from nomic_jax.config import PUBLISHED
 from nomic_jax.model.encoder import NomicBert
+from nomic_jax.published import PUBLISHED
 from nomic_jax.training.flops import (
+    attended,
     device_memory,
     flops_per_token,
     forward_flops,
@@ -44,17 +45,49 @@ def test_a_parameter_of_a_layer_costs_two_flops_a_token():
     model = jax.eval_shape(lambda: NomicBert(config, rngs=nnx.Rngs(0)))
     matrices = [leaf.size for leaf in jax.tree.leaves(model.blocks) if leaf.ndim >= 3]
     assert sum(matrices) == 12 * (4 * 768**2 + 3 * 768 * 3072)
-    assert forward_flops(config, tokens=1, attended=0) == 2 * sum(matrices)
+    # And the token's look at itself: two products of 768 numbers a layer.
+    looks = 12 * 2 * 768 * 2
+    assert forward_flops(config, np.array([1])) == 2 * sum(matrices) + looks
 
 
 def test_attention_grows_with_the_length_and_the_head_with_masked_positions():
     config = PUBLISHED["nomic-bert-2048"]
-    base = forward_flops(config, tokens=100, attended=0)
+    base, whole = (
+        forward_flops(config, np.full(texts, 100 // texts)) for texts in (100, 1)
+    )
     # Scores and their weighted sum: two products of 768 numbers a pair and layer.
-    pairs = forward_flops(config, tokens=100, attended=100 * 100) - base
-    assert pairs == 12 * 100 * 100 * 2 * 768 * 2
-    head = forward_flops(config, tokens=100, attended=0, masked=30) - base
+    assert whole - base == 12 * (100 * 100 - 100) * 2 * 768 * 2
+    head = forward_flops(config, np.array([100]), masked=30) - whole
     assert head == 30 * (2 * 768 * 768 + 2 * 768 * 30528)
+
+
+def test_a_token_meets_the_experts_that_it_goes_to_and_the_router():
+    dense = PUBLISHED["nomic-xlm-2048"]
+    experts = PUBLISHED["nomic-embed-text-v2-moe"]
+    lengths = np.array([7])
+    more = forward_flops(experts, lengths) - forward_flops(dense, lengths)
+    # In six of the layers a second MLP, and a product with eight columns.
+    assert more == 7 * 6 * (2 * 2 * 768 * 3072 + 2 * 768 * 8)
+    # The active parameters that the model card counts, but for the word table, norms
+    # and biases: two FLOPs each.
+    active = 12 * (4 * 768**2 + 2 * 768 * 3072) + 6 * (2 * 768 * 3072 + 768 * 8)
+    assert forward_flops(experts, np.array([1])) == 2 * active + 12 * 2 * 768 * 2
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 5, 6, 20])
+def test_local_layers_look_at_their_window_alone(length):
+    near = np.abs(np.arange(length)[:, None] - np.arange(length)[None]) <= 4
+    assert attended(np.array([length, 2]), 4) == near.sum() + 4
+    assert attended(np.array([length, 2]), None) == length**2 + 4
+    config = PUBLISHED["ModernBERT-base"]
+    long = forward_flops(config, np.array([1000])) - forward_flops(
+        dataclasses.replace(
+            config, local_window=None, local_rope_base=None, global_every=1
+        ),
+        np.array([1000]),
+    )
+    seen = attended(np.array([1000]), 64) - 1000**2
+    assert long == 14 * 4 * 768 * seen  # layers 1, 2, 4, 5... of 22
 
 
 def test_the_compiler_counts_the_same_matrix_products(tiny_config):
@@ -67,7 +100,7 @@ def test_the_compiler_counts_the_same_matrix_products(tiny_config):
     tokens = Tokens(np.ones((4, 16), np.int32), np.ones((4, 16), np.int32))
     compiled = jax.jit(lambda model, tokens: model(tokens)).lower(model, tokens)
     counted = compiled.compile().cost_analysis()["flops"]
-    ours = forward_flops(config, tokens=64, attended=64 * 16)
+    ours = forward_flops(config, np.full(4, 16))
     # Norms, rotations, softmax and activations are what the formula leaves out.
     assert ours <= counted <= 1.05 * ours
 
@@ -81,7 +114,7 @@ def test_batches_cost_what_their_own_texts_cost(tiny_config):
     rows = np.array([[1, 1, 1, 2], [1, 1, 0, 0]], np.int32)
     weights = np.array([[True, True], [True, False]])
     masked = MlmBatch(Tokens(rows, rows), weights * 1, weights * 1, weights)
-    expected = forward_flops(tiny_config, tokens=6, attended=9 + 1 + 4, masked=3)
+    expected = forward_flops(tiny_config, np.array([3, 1, 2]), masked=3)
     assert flops_per_token(tiny_config, masked) == 3 * expected / 6
     lengths = np.array([[3, 1], [2, 0]], np.int32)
     pairs = PairBatch(
@@ -91,7 +124,7 @@ def test_batches_cost_what_their_own_texts_cost(tiny_config):
         document_places=np.array([1]),
         document_ids=np.zeros((1, 4, 2), np.int32),
     )
-    expected = forward_flops(tiny_config, tokens=6, attended=14)
+    expected = forward_flops(tiny_config, np.array([3, 1, 2]))
     assert flops_per_token(tiny_config, pairs) == 3 * expected / 6
 
 

@@ -3,16 +3,26 @@
     python tests/tpu_programs.py OUT
 
 OUT gets JSON: the collectives of a contrastive step with one microbatch and with four,
-and the bytes that one chip of other meshes holds.
+the bytes that one chip of other meshes holds, and the largest array of an encoder with
+experts, forward and backward.
 """
 
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import SingleDeviceSharding
 from plan_stages import MLM, PAIRS
 
+from nomic_jax.batch import Tokens
+from nomic_jax.config import ModelConfig
+from nomic_jax.model.encoder import NomicBert
+from nomic_jax.model.routing import load_balancing_loss
 from nomic_jax.plan.abstract import abstract_step
 from nomic_jax.plan.assumed import Assumptions
 from nomic_jax.plan.collectives import find_collectives
@@ -59,7 +69,53 @@ def main(out):
         step, program = compiled(MLM, mesh=mesh)
         arguments = program.memory_analysis().argument_size_in_bytes
         found[name] = arguments - device_bytes(step.batch)
+    found["experts"] = largest_array(devices[0])
     Path(out).write_text(json.dumps(found))
+
+
+def largest_array(device):
+    """Return elements: of the largest array, and of all tokens in all experts."""
+    config = ModelConfig(
+        vocab_size=1024,
+        type_vocab_size=1,
+        num_layers=2,
+        width=128,
+        num_heads=4,
+        mlp_width=384,
+        layer_norm_epsilon=1e-5,
+        rope_base=10_000.0,
+        trained_positions=128,
+        activation="gelu",
+        bias=True,
+        num_experts=8,
+    )
+    place = SingleDeviceSharding(device)
+
+    def shapes(function):
+        return jax.tree.map(
+            lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=place),
+            jax.eval_shape(function),
+        )
+
+    model = shapes(
+        lambda: NomicBert(config, rngs=nnx.Rngs(0), dtype=jnp.dtype("bfloat16"))
+    )
+    tokens = shapes(lambda: Tokens(*[jnp.ones((16, 128), jnp.int32)] * 2))
+
+    def loss(model, tokens):
+        found = model.encode(tokens)
+        balance = load_balancing_loss(found.routing).mean()
+        return found.hidden.astype(jnp.float32).sum() + balance
+
+    compiled = jax.jit(jax.grad(loss)).lower(model, tokens).compile()
+    program = read_program(compiled.as_text())
+    largest = max(
+        math.prod(array.sizes)
+        for computation in program.computations.values()
+        for each in computation.instructions.values()
+        for array in each.result
+    )
+    return largest, 16 * 128 * 8 * config.mlp_width
 
 
 if __name__ == "__main__":

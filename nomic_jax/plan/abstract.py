@@ -12,14 +12,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
 from nomic_jax.batch import MlmBatch, PairBatch
-from nomic_jax.checkpoints.reader import read_checkpoint
-from nomic_jax.config import (
-    PUBLISHED,
-    PUBLISHED_EMBEDDINGS,
-    EmbeddingConfig,
-    ModelConfig,
-    padded_vocabulary,
-)
+from nomic_jax.checkpoints.reader import headless, read_checkpoint
+from nomic_jax.config import EmbeddingConfig, ModelConfig, padded_vocabulary
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.plan.assumed import (
@@ -29,13 +23,17 @@ from nomic_jax.plan.assumed import (
     pair_batch,
     row_length,
 )
+from nomic_jax.published import PUBLISHED, PUBLISHED_EMBEDDINGS
 from nomic_jax.sharding import batch_specs, row_parts
 from nomic_jax.training.contrastive import ContrastiveStage, stage_embedding
+from nomic_jax.training.experts import check_experts
 from nomic_jax.training.flops import forward_flops
 from nomic_jax.training.frozen import Frozen, FrozenEncoder
 from nomic_jax.training.mlm import MlmStage
+from nomic_jax.training.mlm_model import started_config
 from nomic_jax.training.optimizer import make_optimizer
 from nomic_jax.training.placement import Placement, state_places
+from nomic_jax.training.start import config_with_experts
 from nomic_jax.training.steps import (
     BiEncoder,
     TrainState,
@@ -76,18 +74,23 @@ def model_of(
         assumed: the vocabulary, and what to take for a model that is not here.
 
     Raises:
-        ValueError: `assumed.model` is no published model.
+        ValueError: `assumed.model` is no published model, or does not fit the stage.
     """
     if isinstance(stage, MlmStage):
-        config = stage.model.config(
-            vocab_size=padded_vocabulary(assumed.vocabulary), pad_token_id=0
-        )
+        if stage.start.model:
+            given = _named(stage.start.model, assumed)[0]
+            config = started_config(stage.start, stage.model, given)
+        else:
+            config = stage.model.config(
+                vocab_size=padded_vocabulary(assumed.vocabulary), pad_token_id=0
+            )
         return config, _plain_embedding(config)
     if stage.start.model:
         config, embedding = named_model(stage.start.model, assumed)
+        config = config_with_experts(stage.start, config)
     else:
         config, embedding = model_of(before[-1], before[:-1], assumed)
-        config = dataclasses.replace(config, head=None)
+        config = headless(config)
     return config, stage_embedding(stage, embedding)
 
 
@@ -97,19 +100,24 @@ def named_model(name: str, assumed: Assumptions) -> tuple[ModelConfig, Embedding
     Raises:
         ValueError: it is neither, and `assumed.model` is no published model.
     """
+    config, embedding = _named(name, assumed)
+    config = headless(config)
+    return config, embedding or _plain_embedding(config)
+
+
+def _named(
+    name: str, assumed: Assumptions
+) -> tuple[ModelConfig, EmbeddingConfig | None]:
     if Path(name).is_dir():
         checkpoint = read_checkpoint(Path(name))
-        config, embedding = checkpoint.config, checkpoint.embedding
-    else:
-        name = name.rpartition("/")[2]
-        name = name if name in PUBLISHED else assumed.model
-        if name not in PUBLISHED:
-            raise ValueError(
-                f"--model {name} is not published; known: {', '.join(PUBLISHED)}"
-            )
-        config, embedding = PUBLISHED[name], PUBLISHED_EMBEDDINGS.get(name)
-    config = dataclasses.replace(config, head=None, head_bias=False)
-    return config, embedding or _plain_embedding(config)
+        return checkpoint.config, checkpoint.embedding
+    name = name.rpartition("/")[2]
+    name = name if name in PUBLISHED else assumed.model
+    if name not in PUBLISHED:
+        raise ValueError(
+            f"--model {name} is not published; known: {', '.join(PUBLISHED)}"
+        )
+    return PUBLISHED[name], PUBLISHED_EMBEDDINGS.get(name)
 
 
 def abstract_step(
@@ -131,6 +139,7 @@ def abstract_step(
             split over it, or a row holds more tokens than are taken at once.
     """
     config, embedding = model_of(stage, before, assumed)
+    experts = check_experts(stage.name, config, stage.experts, stage.mesh)
     settings = stage.train
     placement = Placement.of(
         stage.mesh,
@@ -142,12 +151,17 @@ def abstract_step(
     mesh = placement.mesh
     optimizer = make_optimizer(stage.optimizer, settings.steps)
     if isinstance(stage, MlmStage):
-        objective, project, frozen = mlm_objective(placement), None, Frozen()
+        objective = mlm_objective(placement, experts=experts)
+        project, frozen = None, Frozen()
         batch, lengths, assumption = mlm_batch(stage)
         masked = round(stage.data.mask_rate * lengths.sum())
     else:
         objective = contrastive_objective(
-            embedding, stage.loss, placement, distillation=stage.teacher
+            embedding,
+            stage.loss,
+            placement,
+            distillation=stage.teacher,
+            experts=experts,
         )
         project, frozen = bound_scale(stage.loss), _frozen(stage, assumed)
         batch, lengths, assumption = pair_batch(stage, row_parts(mesh), assumed)
@@ -176,8 +190,7 @@ def abstract_step(
         )
         batch_places = jax.tree.map(functools.partial(NamedSharding, mesh), specs)
     tokens = batch.tokens if isinstance(batch, MlmBatch) else batch.texts.tokens
-    sizes = {"tokens": int(lengths.sum()), "attended": int((lengths**2).sum())}
-    once = sum(forward_flops(each.encoder.config, **sizes) for each in others)
+    once = sum(forward_flops(each.encoder.config, lengths) for each in others)
     placed, further = jax.tree.map(_placed, state, places)
     return Step(
         stage,
@@ -188,10 +201,10 @@ def abstract_step(
         placed,
         further,
         jax.tree.map(_placed, batch, batch_places),
-        tokens=sizes["tokens"],
+        tokens=int(lengths.sum()),
         rows=tokens.ids.shape[0] // row_parts(mesh),
         columns=tokens.ids.size,
-        flops=3 * forward_flops(config, **sizes, masked=masked) + once,
+        flops=3 * forward_flops(config, lengths, masked=masked) + once,
         assumed=assumption,
     )
 

@@ -75,10 +75,10 @@ def _tokens(stage: TrainingStage, rows: int) -> Iterator[int]:
 
 def _wider(stage: TrainingStage, devices: int) -> Iterator[MeshConfig]:
     """Yield meshes with larger fsdp axes; none of their sizes is "the rest"."""
-    data, fsdp, tensor = stage.mesh.shape(devices)
+    data, fsdp, expert, tensor = stage.mesh.shape(devices)
     while data % 2 == 0:
         data, fsdp = data // 2, fsdp * 2
-        yield MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
+        yield MeshConfig(data=data, fsdp=fsdp, expert=expert, tensor=tensor)
 
 
 def _change(

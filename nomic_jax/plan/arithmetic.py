@@ -12,31 +12,51 @@ from typing import Any
 
 from jax.extend import core
 
+from nomic_jax.model.grouped import GROUPED
+from nomic_jax.sharding_rules import EXPERT
+
 
 def product_flops(traced: core.Jaxpr) -> float:
     """Return the FLOPs of all products that a program runs, on all devices together.
 
+    Rows that meet the matrices of their groups count as each meeting one. Where devices
+    hold parts of the groups and the same rows, each computes its share of them: how
+    large a share, only the data tell, so that they count as evenly spread.
+
     Args:
         traced: such as `jax.jit(f).trace(...).jaxpr.jaxpr`.
     """
-    return sum(map(_flops, traced.eqns))
+    return _program_flops(traced, 1)
 
 
-def _flops(equation: Any) -> float:
+def _program_flops(traced: core.Jaxpr, holders: int) -> float:
+    """Count a program's, on devices of which `holders` have the groups together."""
+    return sum(_flops(equation, holders) for equation in traced.eqns)
+
+
+def _flops(equation: Any, holders: int) -> float:
     name, parameters = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = parameters["dimension_numbers"]
         sizes = equation.invars[0].aval.shape
         summed = math.prod(sizes[axis] for axis in contracted)
         return 2.0 * math.prod(equation.outvars[0].aval.shape) * summed
-    inner = [product_flops(each) for each in _programs(parameters)]
-    if name == "cond":
-        return max(inner)
-    times = parameters["length"] if name == "scan" else 1
+    if name == "jit" and parameters["name"] in GROUPED:
+        # Rows (N A) and matrices (groups A B), or rows (N A) and rows (N B); neither
+        # where rematerialisation has cut off what does not depend on them.
+        avals = [variable.aval for variable in equation.invars]
+        arrays = [aval.shape for aval in avals if aval.ndim > 1]
+        if len(arrays) < 2:
+            return 0.0
+        return 2.0 * math.prod(arrays[0]) * arrays[1][-1] / holders
     if name == "shard_map":
-        sizes: Mapping[str, int] = parameters["mesh"].shape
-        times = math.prod(sizes[axis] for axis in parameters["newly_manual_axes"])
-    return times * sum(inner)
+        mesh: Mapping[str, int] = parameters["mesh"].shape
+        times = math.prod(mesh[axis] for axis in parameters["newly_manual_axes"])
+        holders = mesh.get(EXPERT, 1)
+    else:
+        times = parameters["length"] if name == "scan" else 1
+    inner = [_program_flops(each, holders) for each in _programs(parameters)]
+    return max(inner) if name == "cond" else times * sum(inner)
 
 
 def _programs(parameters: Mapping[str, Any]) -> Iterator[core.Jaxpr]:

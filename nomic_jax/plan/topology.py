@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from nomic_jax.config import nearest
+from nomic_jax.fields import nearest
 from nomic_jax.plan.chips import CHIPS, Chip
 
 MISSING = {

@@ -23,6 +23,7 @@ from nomic_jax.sharding import MeshConfig, host_share, put_batch, row_parts
 from nomic_jax.store.store import Store
 from nomic_jax.tokenizer import TextTokenizer
 from nomic_jax.training.distillation import TeacherConfig
+from nomic_jax.training.experts import ExpertsConfig, check_experts
 from nomic_jax.training.frozen import (
     Frozen,
     FrozenEncoder,
@@ -39,6 +40,7 @@ from nomic_jax.training.optimizer import (
 )
 from nomic_jax.training.placement import MemoryConfig, Placement, place_state
 from nomic_jax.training.run_folder import RunFolder
+from nomic_jax.training.start import StartConfig
 from nomic_jax.training.steps import (
     BiEncoder,
     TrainState,
@@ -77,13 +79,6 @@ class PairData:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StartConfig:
-    """The encoder that training starts with."""
-
-    model: str = ""  # folder or hub id; empty: what the stage before left
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class StageEmbedding:
     """What a stage changes in how the model's hidden states become a vector."""
 
@@ -105,6 +100,7 @@ class ContrastiveStage:
     embedding: StageEmbedding = StageEmbedding()
     guide: GuideConfig = GuideConfig()
     teacher: TeacherConfig = TeacherConfig()
+    experts: ExpertsConfig = ExpertsConfig()
     mesh: MeshConfig = MeshConfig()
     memory: MemoryConfig = MemoryConfig()
 
@@ -169,7 +165,7 @@ def pair_batches(
         document_length=data.document_length,
         num_negatives=data.num_negatives,
         negatives=data.negatives,
-        pad_id=tokenizer.token_id("[PAD]"),
+        pad_id=tokenizer.role_id("pad"),
         seed=settings.seed,
         parts=row_parts(mesh),
         host=host,
@@ -206,8 +202,9 @@ def train_contrastive(
 
     Raises:
         ValueError: the stores do not fit the stage (see `pair_batches`), or are not
-            those it began with; the mesh does not fit the devices or a model; a guide
-            or teacher is not there, or cannot read such long texts.
+            those it began with; the mesh does not fit the devices or a model; experts
+            are to be balanced or split where there are none; a guide or teacher is not
+            there, or cannot read such long texts.
     """
     data, settings = stage.data, stage.train
     longest = max(data.query_length, data.document_length)
@@ -226,11 +223,16 @@ def train_contrastive(
     folder.pin_stores(stores)
     model.remat = stage.memory.remat
     config = model.config
+    experts = check_experts(stage.name, config, stage.experts, stage.mesh)
     embedding = stage_embedding(stage, embedding)
     optimizer = make_optimizer(stage.optimizer, settings.steps)
     update = make_update(
         contrastive_objective(
-            embedding, stage.loss, placement, distillation=stage.teacher
+            embedding,
+            stage.loss,
+            placement,
+            distillation=stage.teacher,
+            experts=experts,
         ),
         optimizer,
         seed=settings.seed,

@@ -2,11 +2,12 @@
 
 Per token and layer: 8 D^2 for the four projections of attention, 6 D F for a gated MLP
 of width F and 4 D F for a plain one, and 4 D n for the scores and their sum over the n
-tokens of its own text. The MLM head adds 2 D (D + V) for each masked position. A
-multiplication with its addition counts as 2, and the backward pass as twice the forward
-(Kaplan et al. 2020, arXiv:2001.08361, section 2.1; MFU: Chowdhery et al. 2022,
-arXiv:2204.02311, appendix B). What is recomputed to save memory, and padding, do not
-count.
+tokens of its own text, in a local layer those of its window. A layer with E experts has
+4 D F for each of those that a token goes to, and 2 D E for the router. The MLM head
+adds 2 D (D + V) for each masked position. A multiplication with its addition counts as
+2, and the backward pass as twice the forward (Kaplan et al. 2020, arXiv:2001.08361,
+section 2.1; MFU: Chowdhery et al. 2022, arXiv:2204.02311, appendix B). What is
+recomputed to save memory, and padding, do not count.
 """
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 
 from nomic_jax.batch import PADDING, MlmBatch, PairBatch
 from nomic_jax.config import ModelConfig
+from nomic_jax.model.layers import layer_places
 
 # Dense bfloat16 FLOP/s of what JAX calls one device, by the beginning of its kind; the
 # makers' data sheets. A TPU7x chip of 2,307 TFLOP/s is two devices.
@@ -49,22 +51,48 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def forward_flops(
-    config: ModelConfig, *, tokens: int, attended: int, masked: int = 0
+    config: ModelConfig, lengths: np.ndarray, *, masked: int = 0
 ) -> float:
     """Count the FLOPs of a forward pass.
 
     Args:
         config: the architecture.
-        tokens: of all texts, padding not counted.
-        attended: the sum over these tokens of the tokens of their own text.
+        lengths: tokens of each text, padding not counted.
         masked: positions that go through the MLM head.
     """
-    width = config.width
-    matmuls = 3 if config.activation == "swiglu" else 2
-    layer = tokens * (8 * width**2 + 2 * matmuls * width * config.mlp_width)
-    attention = 4 * width * attended
-    head = 2 * width * (width + config.vocab_size) * masked
-    return float(config.num_layers * (layer + attention) + head)
+    lengths = np.asarray(lengths, np.int64)
+    width, tokens = config.width, int(lengths.sum())
+    total = 2 * width * (width + config.vocab_size) * masked
+    for place in layer_places(config):
+        per_token = 8 * width**2 + mlp_flops(config, sparse=place.sparse)
+        window = config.local_window if place.local else None
+        pairs = attended(lengths, window)
+        total += len(place.layers) * (tokens * per_token + 4 * width * pairs)
+    return float(total)
+
+
+def mlp_flops(config: ModelConfig, *, sparse: bool) -> int:
+    """Count the FLOPs of one layer's MLP for a token, or of its experts and router."""
+    width, products = config.width, 2 if config.activation == "gelu" else 3
+    one = 2 * products * width * config.mlp_width
+    if not sparse:
+        return one
+    return config.experts_per_token * one + 2 * width * config.num_experts
+
+
+def attended(lengths: np.ndarray, window: int | None) -> int:
+    """Count the pairs of tokens of which one looks at the other.
+
+    Args:
+        lengths: integers, tokens of each text.
+        window: tokens to either side that one looks at; None: all of its text.
+    """
+    if window is None:
+        return int((lengths**2).sum())
+    # Less those that tokens near an end miss: 1 + 2 + ... + w on either side, as far as
+    # the text is longer than that.
+    near = np.minimum(window, lengths - 1)
+    return int((lengths * (2 * near + 1) - near * (near + 1)).sum())
 
 
 def flops_per_token(config: ModelConfig, arrays: MlmBatch | PairBatch) -> float:
@@ -75,16 +103,12 @@ def flops_per_token(config: ModelConfig, arrays: MlmBatch | PairBatch) -> float:
         arrays: the batch, or this host's rows of it, on the host.
     """
     if isinstance(arrays, PairBatch):
-        lengths = np.asarray(arrays.texts.slot_lengths, np.int64)
-        tokens, attended, masked = lengths.sum(), (lengths**2).sum(), 0
+        lengths, masked = np.asarray(arrays.texts.slot_lengths, np.int64), 0
     else:
         lengths = text_lengths(np.asarray(arrays.tokens.segment_ids))
-        tokens, attended = lengths.sum(), (lengths**2).sum()
-        masked = np.asarray(arrays.weights).sum()
-    forward = forward_flops(
-        config, tokens=int(tokens), attended=int(attended), masked=int(masked)
-    )
-    return 3 * forward / max(1, int(tokens))
+        masked = int(np.asarray(arrays.weights).sum())
+    forward = forward_flops(config, lengths, masked=masked)
+    return 3 * forward / max(1, int(lengths.sum()))
 
 
 def text_lengths(segment_ids: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
-"""The MLM stage: a fresh encoder learns to fill gaps in packed text.
+"""The MLM stage: a fresh encoder, or BERT or XLM-R, learns to fill gaps in packed text.
 
-Nomic Embed, arXiv:2402.01613, section 3.3.
+Nomic Embed, arXiv:2402.01613, section 3.3. Where it starts with BERT or XLM-R, rotary
+positions take the place of the absolute ones.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from nomic_jax.config import ModelConfig, padded_vocabulary
+from nomic_jax.config import padded_vocabulary
 from nomic_jax.data.mlm import Documents, Masking, MlmBatches
 from nomic_jax.data.schedule import Sampling, Schedule
 from nomic_jax.model.encoder import NomicBert
@@ -20,8 +21,10 @@ from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.sharding import MeshConfig, host_share, put_batch
 from nomic_jax.store.store import Store
 from nomic_jax.tokenizer import TextTokenizer
+from nomic_jax.training.experts import ExpertsConfig, check_experts
 from nomic_jax.training.flops import flops_per_token
 from nomic_jax.training.loop import LoopConfig, train
+from nomic_jax.training.mlm_model import ModelSize, started_model
 from nomic_jax.training.optimizer import (
     OptimizerConfig,
     learning_rate,
@@ -29,39 +32,8 @@ from nomic_jax.training.optimizer import (
 )
 from nomic_jax.training.placement import MemoryConfig, Placement, place_state
 from nomic_jax.training.run_folder import RunFolder
+from nomic_jax.training.start import StartConfig
 from nomic_jax.training.steps import TrainState, make_update, mlm_objective
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelSize:
-    """A fresh NomicBERT; its vocabulary is the tokenizer's."""
-
-    num_layers: int
-    width: int  # of the residual stream
-    num_heads: int
-    mlp_width: int  # of the SwiGLU product
-    trained_positions: int  # tokens of the longest row
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that fit no model, before any text is read.
-
-        Raises:
-            ValueError: with every problem found.
-        """
-        self.config(vocab_size=1, pad_token_id=0)
-
-    def config(self, *, vocab_size: int, pad_token_id: int) -> ModelConfig:
-        """Complete the sizes with the published models' constants."""
-        return ModelConfig(
-            **dataclasses.asdict(self),
-            vocab_size=vocab_size,
-            type_vocab_size=2,
-            layer_norm_epsilon=1e-12,
-            rope_base=1000.0,
-            pad_token_id=pad_token_id,
-            head="mlm",
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +59,7 @@ class MlmData:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MlmStage:
-    """Masked-language-model training of a fresh encoder on the prepared text."""
+    """Masked-language-model training on the prepared text."""
 
     name: str
     model: ModelSize
@@ -95,6 +67,8 @@ class MlmStage:
     optimizer: OptimizerConfig
     train: LoopConfig
     sampling: Sampling = Sampling()
+    start: StartConfig = StartConfig()
+    experts: ExpertsConfig = ExpertsConfig()
     mesh: MeshConfig = MeshConfig()
     memory: MemoryConfig = MemoryConfig()
 
@@ -111,13 +85,33 @@ class MlmStage:
             )
 
 
+def first_model(
+    stage: MlmStage, tokenizer: TextTokenizer, *, dtype: str
+) -> MaskedLanguageModel:
+    """Return the model that a stage begins with.
+
+    Raises:
+        ValueError: `start.model` does not fit the stage; see `started_model`.
+    """
+    if not stage.start.model:
+        return fresh_model(stage, tokenizer, dtype=dtype)
+    return started_model(
+        stage.start,
+        stage.model,
+        tokenizer,
+        seed=stage.train.seed,
+        dtype=dtype,
+        remat=stage.memory.remat,
+    )
+
+
 def fresh_model(
     stage: MlmStage, tokenizer: TextTokenizer, *, dtype: str
 ) -> MaskedLanguageModel:
     """Draw the stage's model, keyed by its seed."""
     config = stage.model.config(
         vocab_size=padded_vocabulary(tokenizer.size),
-        pad_token_id=tokenizer.token_id("[PAD]"),
+        pad_token_id=tokenizer.role_id("pad"),
     )
 
     @jax.jit
@@ -153,7 +147,7 @@ def mlm_batches(
     )
     masking = Masking(
         rate=stage.data.mask_rate,
-        mask_id=tokenizer.token_id("[MASK]"),
+        mask_id=tokenizer.role_id("mask"),
         vocab_size=tokenizer.size,
         special_ids=tokenizer.special_ids,
         seed=stage.train.seed,
@@ -182,7 +176,7 @@ def train_mlm(
 
     Args:
         stage: the whole recipe.
-        model: fresh; consumed.
+        model: where training starts; consumed.
         tokenizer: whose ids the model knows.
         stores: of packed rows, by source.
         folder: where metrics and checkpoints go.
@@ -190,7 +184,8 @@ def train_mlm(
 
     Raises:
         ValueError: the stores do not fit the stage (see `mlm_batches`), or are not
-            those it began with; the mesh does not fit the devices or the model.
+            those it began with; the mesh does not fit the devices or the model; experts
+            are to be balanced or split where there are none.
     """
     settings = stage.train
     placement = Placement.of(
@@ -202,12 +197,13 @@ def train_mlm(
     batch_at = mlm_batches(stage, stores, tokenizer, placement.mesh)
     folder.pin_stores(stores)
     config = model.encoder.config
+    experts = check_experts(stage.name, config, stage.experts, stage.mesh)
     optimizer = make_optimizer(stage.optimizer, settings.steps)
     state = train(
         stage.name,
         place_state(TrainState.fresh(model, optimizer), placement.mesh),
         make_update(
-            mlm_objective(placement),
+            mlm_objective(placement, experts=experts),
             optimizer,
             seed=settings.seed,
             mesh=placement.mesh,

@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nomic_jax.model.encoder import Remat
-from nomic_jax.sharding import MeshConfig, make_mesh, row_parts, shardings
+from nomic_jax.sharding import MeshConfig, make_mesh, row_parts
+from nomic_jax.sharding_rules import shardings
 from nomic_jax.training.optimizer import parameter_name
 
 Tree = TypeVar("Tree")

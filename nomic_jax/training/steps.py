@@ -22,6 +22,7 @@ from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.sharding import REPEATED, constrain, over_data, shared
 from nomic_jax.training.distillation import TeacherConfig, distillation_loss
 from nomic_jax.training.dropout_keys import row_numbers, token_keys
+from nomic_jax.training.experts import ExpertsConfig, balanced, encode_counting
 from nomic_jax.training.finite import keep_if_finite
 from nomic_jax.training.frozen import Frozen, FrozenEncoder
 from nomic_jax.training.losses import (
@@ -105,12 +106,8 @@ def make_update(
             loss=loss,
             gradient_norm=norm,
         )
-        metrics = {
-            "loss": loss,
-            "gradient_norm": norm,
-            "skipped": skipped,
-            **metrics,
-        }
+        own = {"loss": loss, "gradient_norm": norm, "skipped": skipped}
+        metrics = {**own, **metrics}
         return keep_placed(TrainState(model, moments, state.step + 1), mesh), metrics
 
     return jax.jit(update, donate_argnums=0)
@@ -119,26 +116,36 @@ def make_update(
 ONE_DEVICE = Placement()
 
 
-def mlm_objective(placement: Placement = ONE_DEVICE) -> Objective:
+def mlm_objective(
+    placement: Placement = ONE_DEVICE, *, experts: ExpertsConfig | None = None
+) -> Objective:
     """Mean cross-entropy of the masked tokens; only they go through the head.
 
     The mean is over the masked tokens of the whole batch, whatever their number in each
     microbatch and on each device.
+
+    Args:
+        placement: the mesh, and the rows of a microbatch.
+        experts: what is done about their load; None where the encoder has none.
     """
 
     def objective(model: MaskedLanguageModel, batch: MlmBatch, key: Key[Array, ""]):
         def sums(model, batch, numbers, key):
             def one(rows):
-                batch, numbers = rows
+                batch, numbers, real = rows
                 segments = jnp.asarray(batch.tokens.segment_ids)
                 keys = token_keys(key, numbers, segments)
-                hidden = model.encoder(batch.tokens, dropout_keys=keys)
+                hidden, routing = encode_counting(
+                    model.encoder, batch.tokens, keys, real, experts
+                )
                 masked = jnp.take_along_axis(hidden, batch.positions[..., None], axis=1)
-                return mlm_cross_entropy(
+                summed = mlm_cross_entropy(
                     model.logits(masked), batch.targets, batch.weights
                 )
+                return *summed, routing
 
-            return in_microbatches(one, (batch, numbers), most=placement.most_rows)
+            rows = batch, numbers, jnp.ones(len(numbers), bool)
+            return in_microbatches(one, rows, most=placement.most_rows)
 
         batch = jax.tree.map(jnp.asarray, batch)
         everywhere = over_data(
@@ -147,10 +154,10 @@ def mlm_objective(placement: Placement = ONE_DEVICE) -> Objective:
             names=parameter_names(model),
             splits=(True, True, False),
         )
-        totals, counts = everywhere(
-            model, batch, row_numbers(len(batch.tokens.ids)), key
-        )
-        return totals.sum() / jnp.maximum(counts.sum(), 1), {}
+        numbers = row_numbers(len(batch.tokens.ids))
+        totals, counts, routing = everywhere(model, batch, numbers, key)
+        value = totals.sum() / jnp.maximum(counts.sum(), 1)
+        return balanced(value, {}, routing, experts)
 
     return objective
 
@@ -188,6 +195,7 @@ def contrastive_objective(
     placement: Placement = ONE_DEVICE,
     *,
     distillation: TeacherConfig | None = None,
+    experts: ExpertsConfig | None = None,
 ) -> Objective:
     """A contrastive loss between the pooled queries and documents of a batch.
 
@@ -201,6 +209,7 @@ def contrastive_objective(
         loss: of the pairs.
         placement: the mesh, and the rows of a microbatch.
         distillation: how the similarities of a teacher are learned, if there is one.
+        experts: what is done about their load; None where the encoder has none.
     """
 
     def objective(
@@ -237,12 +246,14 @@ def contrastive_objective(
         def vectors_of(frozen: FrozenEncoder | None):
             if frozen is None:
                 return None
-            return pair_vectors(frozen.encoder, batch, frozen.embedding, placement)
+            return pair_vectors(frozen.encoder, batch, frozen.embedding, placement)[0]
 
         frozen = frozen or Frozen()
         batch = jax.tree.map(jnp.asarray, batch)
         mesh = placement.mesh
-        vectors = pair_vectors(model.encoder, batch, embedding, placement, key)
+        vectors, routing = pair_vectors(
+            model.encoder, batch, embedding, placement, key, experts=experts
+        )
         ids = constrain(jnp.asarray(batch.document_ids).reshape(-1, 2), mesh, REPEATED)
         value, metrics = shared(of_pairs, mesh)(
             *vectors,
@@ -252,6 +263,7 @@ def contrastive_objective(
             vectors_of(frozen.teacher),
         )
         negatives = jnp.float32(len(batch.document_places) - 1)  # of each query
-        return value, {**metrics, "negatives": negatives}
+        metrics = {**metrics, "negatives": negatives}
+        return balanced(value, metrics, routing, experts)
 
     return objective

@@ -11,8 +11,10 @@ from nomic_jax.batch import PairBatch
 from nomic_jax.config import EmbeddingConfig
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.pooling import embed_packed
+from nomic_jax.model.routing import RoutingSums
 from nomic_jax.sharding import REPEATED, constrain, over_data
 from nomic_jax.training.dropout_keys import text_numbers, token_keys
+from nomic_jax.training.experts import ExpertsConfig, encode_counting
 from nomic_jax.training.microbatches import in_microbatches
 from nomic_jax.training.placement import Placement, parameter_names
 
@@ -23,7 +25,9 @@ def pair_vectors(
     embedding: EmbeddingConfig,
     placement: Placement,
     key: Key[Array, ""] | None = None,
-) -> tuple[Float32[Array, "Q D"], Float32[Array, "M D"]]:
+    *,
+    experts: ExpertsConfig | None = None,
+) -> tuple[tuple[Float32[Array, "Q D"], Float32[Array, "M D"]], RoutingSums | None]:
     """Embed the queries and documents of a batch at full width, not normalised.
 
     Args:
@@ -32,25 +36,30 @@ def pair_vectors(
         embedding: how the encoder's hidden states become a vector.
         placement: the mesh, and the rows of a microbatch.
         key: of the step, for dropout; None leaves it off.
+        experts: which tokens routing sums are of; None: they are not looked at.
 
     Returns:
-        Both sides, repeated on every device.
+        Both sides, repeated on every device; and the routing sums of each part of the
+        batch on a leading axis, or None.
     """
 
     def of_rows(encoder, texts, slots, numbers, key):
         def one(rows):
-            texts, numbers = rows
+            texts, numbers, real = rows
             segments = jnp.asarray(texts.tokens.segment_ids)
             keys = None if key is None else token_keys(key, numbers, segments)
-            hidden = encoder(texts.tokens, dropout_keys=keys)
-            return embed_packed(hidden, texts, embedding)
+            hidden, routing = encode_counting(
+                encoder, texts.tokens, keys, real, experts
+            )
+            return embed_packed(hidden, texts, embedding), routing
 
-        found = in_microbatches(one, (texts, numbers), most=placement.most_rows)
+        rows = texts, numbers, jnp.ones(len(numbers), bool)
+        found, routing = in_microbatches(one, rows, most=placement.most_rows)
         # Rows that microbatches added stand at the end.
         width = found.shape[-1]
         found = found.reshape(-1, *found.shape[2:])[: len(numbers)]  # B T D
         found = found.reshape(len(slots), -1, width)
-        return jnp.take_along_axis(found, slots[..., None], axis=1)  # P C D
+        return jnp.take_along_axis(found, slots[..., None], axis=1), routing  # P C D
 
     mesh = placement.mesh
     everywhere = over_data(
@@ -60,6 +69,6 @@ def pair_vectors(
         splits=(True, True, True, False),
     )
     numbers = text_numbers(batch)
-    found = everywhere(encoder, batch.texts, batch.slots, numbers, key)
+    found, routing = everywhere(encoder, batch.texts, batch.slots, numbers, key)
     found = constrain(found.reshape(-1, found.shape[-1]), mesh, REPEATED)
-    return found[batch.query_places], found[batch.document_places]
+    return (found[batch.query_places], found[batch.document_places]), routing
