@@ -25,6 +25,7 @@ from nomic_jax.checkpoints.embedding_rule import describe, embedding_for
 from nomic_jax.checkpoints.folder import build
 from nomic_jax.checkpoints.hub import resolve
 from nomic_jax.checkpoints.reader import read_checkpoint, without_head
+from nomic_jax.checkpoints.sentence_transformers_folder import tokenizer_folder
 from nomic_jax.config import EmbeddingConfig
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.pooling import embed, matryoshka
@@ -67,10 +68,12 @@ class Embedder:
             )
         trained = model.config.trained_positions
         if config.max_length > trained and model.config.rope_scaling_factor is None:
+            stretch = "rotary_scaling_factor=2.0, the published choice, stretches them"
+            if model.config.rope_base is None:
+                stretch = "they are absolute, and nothing stretches them"
             raise ValueError(
                 f"max_length={config.max_length} exceeds the {trained} positions the "
-                "model was trained on; rotary_scaling_factor=2.0, the published "
-                "choice, stretches them"
+                f"model was trained on; {stretch}"
             )
         if config.max_length > BUCKETS[-1]:
             raise ValueError(
@@ -129,7 +132,7 @@ class Embedder:
             config = dataclasses.replace(config, max_length=max_length)
         model = build(checkpoint, dtype=dtype or default_dtype())
         assert isinstance(model, NomicBert)
-        tokenizer = TextTokenizer.from_folder(folder)
+        tokenizer = TextTokenizer.from_folder(tokenizer_folder(folder))
         model, projection = on_own_devices((model, checkpoint.projection))
         return cls(model, tokenizer, config, projection=projection)
 

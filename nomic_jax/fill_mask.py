@@ -22,6 +22,7 @@ from nomic_jax.batch import Tokens
 from nomic_jax.checkpoints.folder import build
 from nomic_jax.checkpoints.hub import resolve
 from nomic_jax.checkpoints.reader import read_checkpoint
+from nomic_jax.checkpoints.sentence_transformers_folder import tokenizer_folder
 from nomic_jax.model.head_pooler import PretrainingModel
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.tokenizer import BUCKETS, TextTokenizer, bucket, pad
@@ -56,7 +57,7 @@ def load_filler(source: str | Path) -> tuple[Filler, TextTokenizer]:
             f"{source} has {has}; filling a mask needs an MLM head, which models have "
             "before they are trained to embed, such as nomic-ai/nomic-bert-2048"
         )
-    tokenizer = TextTokenizer.from_folder(folder)
+    tokenizer = TextTokenizer.from_folder(tokenizer_folder(folder))
     keep_compiled_programs()
     model = build(checkpoint)
     assert isinstance(model, MaskedLanguageModel | PretrainingModel)

@@ -89,6 +89,7 @@ def prepare(options: Prepare) -> int:
 
 def _prepare(options: Prepare) -> int:
     from nomic_jax.checkpoints.hub import resolve
+    from nomic_jax.checkpoints.sentence_transformers_folder import tokenizer_folder
     from nomic_jax.storage import check_out
     from nomic_jax.store.beam import prepare_on_beam
     from nomic_jax.store.planned import plan_sources
@@ -98,7 +99,8 @@ def _prepare(options: Prepare) -> int:
     rule = _rule(options)
     _check(options)
     check_out(options.out)
-    tokenizer = TextTokenizer.from_folder(resolve(options.tokenizer, weights=False))
+    folder = tokenizer_folder(resolve(options.tokenizer, weights=False))
+    tokenizer = TextTokenizer.from_folder(folder)
     planned = plan_sources(
         options.sources,
         rule,

@@ -16,11 +16,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float32
 
+from nomic_jax.checkpoints.reader import FINGERPRINT_FILE as FINGERPRINT
 from nomic_jax.embedder import Embedder
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.storage import join, write_bytes
 
-FINGERPRINT = "fingerprint.json"
 TEXTS = (
     "What is TSNE?",
     "Who is Laurens van der Maaten?",

@@ -172,3 +172,82 @@ def test_a_pooling_that_is_not_implemented_is_named(tmp_path, mode):
     (folder / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode": mode}))
     with pytest.raises(CheckpointError, match=f"pools by {mode}"):
         read_checkpoint(folder)
+
+
+def test_a_fine_tuned_models_own_files_stand_before_the_name_it_began_with(tmp_path):
+    folder = written(
+        tmp_path, "bert", embedding=dataclasses.replace(EMBEDDING, pooling="cls")
+    )
+    values = json.loads((folder / "config.json").read_text())
+    values["_name_or_path"] = "BAAI/bge-base-en-v1.5"  # as transformers 4 wrote it
+    (folder / "config.json").write_text(json.dumps(values))
+    chosen = embedding_for(folder, read_checkpoint(folder))
+    assert chosen.config.prompts == EMBEDDING.prompts
+    named = folder.rename(tmp_path / "finetuned-bge-base-en-v1.5")
+    chosen = embedding_for(named, read_checkpoint(named))
+    assert chosen.config.prompts == EMBEDDING.prompts
+    assert chosen.config.max_length == EMBEDDING.max_length
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"query": "q: "}, {"search_query": "q: ", "search_document": ""}),
+        (
+            {"query": "q: ", "passage": "p: ", "Classification": "c: ", "STS": "c: "},
+            {
+                "search_query": "q: ",
+                "search_document": "p: ",
+                "classification": "c: ",
+                "Classification": "c: ",
+                "STS": "c: ",
+            },
+        ),
+    ],
+)
+def test_queries_and_documents_have_a_prompt_each(tmp_path, given, expected):
+    folder = written(tmp_path, "bert")
+    path = folder / "config_sentence_transformers.json"
+    path.write_text(json.dumps({"prompts": given}))
+    embedding = read_checkpoint(folder).embedding
+    assert embedding is not None and embedding.prompts == expected
+
+
+def test_a_transformer_in_a_folder_of_its_own_embeds_alike(tmp_path):
+    folder = written(tmp_path, "bert")
+    expected = Embedder.from_pretrained(folder).encode_query(TEXTS)
+    inside = folder / "0_Transformer"
+    inside.mkdir()
+    for path in [path for path in folder.iterdir() if path.is_file()]:
+        if path.name not in ("modules.json", "config_sentence_transformers.json"):
+            path.rename(inside / path.name)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"] = inside.name
+    (folder / "modules.json").write_text(json.dumps(modules))
+    got = Embedder.from_pretrained(folder).encode_query(TEXTS)
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("head", [None, "pooler"])
+def test_a_nomic_bert_is_written_as_transformers_own_class(tmp_path, head):
+    folder = written(tmp_path, "nomic", head)
+    values = json.loads((folder / "config.json").read_text())
+    assert "hidden_size" in values and "auto_map" not in values
+
+
+def test_without_a_named_task_the_documents_prompt_is_put(tmp_path):
+    folder = written(tmp_path, "bert")
+    path = folder / "config_sentence_transformers.json"
+    assert json.loads(path.read_text())["default_prompt_name"] == "search_document"
+
+
+def test_texts_lower_cased_before_the_tokenizer_are_refused(tmp_path):
+    folder = written(tmp_path, "bert")
+    path = folder / "sentence_bert_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_lower_case": True}))
+    with pytest.raises(CheckpointError, match="do_lower_case=true, and the tokenizer"):
+        read_checkpoint(folder)
+    own = json.loads((folder / "tokenizer_config.json").read_text())
+    own["do_lower_case"] = True
+    (folder / "tokenizer_config.json").write_text(json.dumps(own))
+    assert read_checkpoint(folder).embedding is not None

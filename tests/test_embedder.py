@@ -279,6 +279,14 @@ def test_a_bar_counts_every_token_on_standard_error(embedder, capfd):
     assert said.out == ""
 
 
+def test_a_length_beyond_absolute_positions_has_no_remedy(tiny_config):
+    config = dataclasses.replace(tiny_config, rope_base=None, rope_scaling_factor=None)
+    tokenizer = TextTokenizer.train(["a b c"], vocab_size=20)
+    embedding = EmbeddingConfig(pooling="mean", layer_norm=False, max_length=17)
+    with pytest.raises(ValueError, match="max_length=17 .* 16 .* nothing stretches"):
+        Embedder(NomicBert(config, rngs=nnx.Rngs(0)), tokenizer, embedding)
+
+
 EMBED = """
 from nomic_jax import Embedder
 model = Embedder.from_pretrained({source!r})

@@ -12,6 +12,7 @@ import pytest
 import tiny_checkpoints as tiny
 from flax import nnx
 
+from nomic_jax.checkpoints.convert import main as convert
 from nomic_jax.checkpoints.folder import save_model
 from nomic_jax.cli import nomic_jax
 from nomic_jax.config import EmbeddingConfig, padded_vocabulary
@@ -227,6 +228,14 @@ def test_a_mixture_has_its_fingerprint_alone(tmp_path, capsys, tokenizer):
     assert status == 0
     assert out.startswith("ok   against fingerprint.json")
     assert "transformers' has no mixture of experts" in last
+
+    place = tmp_path / "converted"
+    arguments = [str(tmp_path / "model"), str(place), "--to", "sentence-transformers"]
+    assert convert(arguments) == 0
+    capsys.readouterr()
+    status, out, _ = verify(place, capsys)
+    # Read from another layout, it has lengths and prompts of its own, not other values.
+    assert (status, out[:31]) == (0, "ok   against fingerprint.json: ")
 
 
 @pytest.mark.torch

@@ -37,7 +37,7 @@ def convert(conversion: Conversion) -> str:
     from nomic_jax.checkpoints.embedding_rule import describe, embedding_for
     from nomic_jax.checkpoints.hub import resolve
     from nomic_jax.checkpoints.model_card import CardFacts
-    from nomic_jax.checkpoints.reader import read_checkpoint
+    from nomic_jax.checkpoints.reader import FINGERPRINT_FILE, read_checkpoint
     from nomic_jax.checkpoints.writer import refuse_existing, write_checkpoint
 
     destination = Path(conversion.dest).expanduser()
@@ -46,6 +46,9 @@ def convert(conversion: Conversion) -> str:
     chosen = embedding_for(
         conversion.source, checkpoint, published=conversion.embedding
     )
+    # The embeddings of a few texts stay what they are where nothing about them changes.
+    fingerprint = checkpoint.folder / FINGERPRINT_FILE
+    kept = fingerprint.is_file() and chosen.config == checkpoint.embedding
     on_hub = not Path(conversion.source).expanduser().exists()
     write_checkpoint(
         checkpoint,
@@ -53,6 +56,7 @@ def convert(conversion: Conversion) -> str:
         layout=conversion.to,
         embedding=chosen.config,
         facts=CardFacts(base_model=conversion.source if on_hub else None),
+        extra_files=[fingerprint] if kept else [],
     )
     return (
         f"wrote {destination} ({conversion.to}); embedding: "

@@ -24,10 +24,11 @@ def embedding_for(
 ) -> ChosenEmbedding:
     """Choose the embedding of a checkpoint.
 
-    In this order: the published one that the caller names; `embedding.json`; a
-    published model that the source's name or config.json's `_name_or_path` contains
-    (the longest), if the folder has no sentence-transformers files or they only lack
-    v1.5's layer norm, as Nomic's own do; the sentence-transformers files; else mean
+    In this order: the published one that the caller names; `embedding.json`; the
+    sentence-transformers files, which a published model whose name the source's ends
+    with completes where they are silent, as Nomic's own are of v1.5's layer norm and of
+    the dims, and many others' of prompts; without such files, a published model that
+    the source's name or config.json's `_name_or_path` contains (the longest); else mean
     pooling without a layer norm, up to the trained length, with Nomic's task prefixes
     for a NomicBERT and none for other families.
 
@@ -52,12 +53,11 @@ def embedding_for(
         if found is None:
             continue
         chosen = _published(found, checkpoint, f"recognised in {place} {name!r}")
-        if own is None or (
-            not own.layer_norm
-            and own.pooling == chosen.config.pooling
-            and name.endswith(found)
-        ):
+        if own is None:
             return chosen
+        if own.pooling == chosen.config.pooling and name.endswith(found):
+            completed = _completed(own, chosen.config, checkpoint)
+            return dataclasses.replace(chosen, config=completed)
     if own is not None:
         return ChosenEmbedding(own, "as its sentence-transformers files say")
     default = EmbeddingConfig(
@@ -87,13 +87,29 @@ def _published(name: str, checkpoint: Checkpoint, why: str) -> ChosenEmbedding:
     return ChosenEmbedding(config, f"{name}'s, {why}")
 
 
+def _completed(
+    own: EmbeddingConfig, published: EmbeddingConfig, checkpoint: Checkpoint
+) -> EmbeddingConfig:
+    """Fill in what a folder's own files do not say with a published model's."""
+    silent = own.prompts == default_prompts(checkpoint.config)
+    return dataclasses.replace(
+        own,
+        layer_norm=own.layer_norm or published.layer_norm,
+        max_length=min(own.max_length, published.max_length),
+        matryoshka_dims=own.matryoshka_dims or published.matryoshka_dims,
+        prompts=published.prompts if silent else own.prompts,
+    )
+
+
 def _names(source: str | Path, folder: Path) -> dict[str, str]:
     names = {"the name": Path(source).name or str(source)}
     path = folder.resolve()
     if path.parent.name == "snapshots":  # the hub's cache: models--OWNER--NAME
         names["the hub's cache"] = path.parent.parent.name
     names["the folder"] = path.name
-    if (folder / "config.json").is_file():
+    # Of a fine-tuned model transformers 4 wrote the name of what it began with; where
+    # sentence-transformers' files stand beside, they say what came of it.
+    if (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
         named = read_json(folder / "config.json").get("_name_or_path")
         if isinstance(named, str) and named:
             names["_name_or_path"] = named

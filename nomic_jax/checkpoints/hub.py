@@ -3,16 +3,20 @@
 import re
 from pathlib import Path
 
-# Exactly what the reader and the tokenizer look at.
+# Exactly what the reader, the tokenizer and `verify` look at, in a folder and in those
+# that the modules of sentence-transformers have of their own.
 FILES = [
-    *("config.json", "embedding.json", "modules.json", "sentence_bert_config.json"),
-    *("config_sentence_transformers.json", "*_Pooling/config.json"),
-    *("*_LayerNorm/config.json", "*_LayerNorm/model.safetensors"),
+    *("config.json", "embedding.json", "fingerprint.json", "modules.json"),
+    *("sentence_bert_config.json", "config_sentence_transformers.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("vocab.txt", "added_tokens.json"),
+    *("*_Transformer/*.json", "*_Transformer/vocab.txt", "*_Pooling/config.json"),
+    *("*_LayerNorm/*", "*_Dense/*", "projection/*"),
 ]
 SAFETENSORS = ["model*.safetensors", "model.safetensors.index.json"]
+SAFETENSORS += [f"*_Transformer/{name}" for name in SAFETENSORS]
 BIN = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+BIN += [f"*_Transformer/{name}" for name in BIN]
 
 
 def resolve(source: str | Path, *, weights: bool = True) -> Path:
@@ -48,7 +52,8 @@ def resolve(source: str | Path, *, weights: bool = True) -> Path:
 
     try:
         fetched = fetch(SAFETENSORS if weights else [])
-        if weights and not any(fetched.glob("model*.safetensors")):
+        places = SAFETENSORS[::2]  # the weights' own, without their indices
+        if weights and not any(any(fetched.glob(place)) for place in places):
             fetched = fetch(BIN)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         why = str(error).strip().splitlines() or [type(error).__name__]

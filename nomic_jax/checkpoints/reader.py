@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT, FORMAT_VERSION = "nomic_jax", 1
 EMBEDDING_FILE = "embedding.json"
+FINGERPRINT_FILE = "fingerprint.json"  # embeddings of a few texts, for `verify`
 STYLES: tuple[Style, Style] = ("nomic", "transformers")
 # Fields of a config that say what sits on the encoder, not what the encoder is.
 HEAD_FIELDS = frozenset(

@@ -1,23 +1,17 @@
-"""The sentence-transformers layout: modules.json, pooling, v1.5's layer norm, prompts.
-
-That library normalises in a module and cuts a dimension afterwards, so a cut vector is
-of unit length only with `normalize_embeddings=True`.
-"""
+"""Read the sentence-transformers layout: modules.json, pooling, prompts, lengths."""
 
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
-from nomic_jax.checkpoints.dense_folder import read_dense, write_dense
+from nomic_jax.checkpoints.dense_folder import read_dense
 from nomic_jax.checkpoints.families import family_of
 from nomic_jax.checkpoints.json_files import read_json, read_json_list
-from nomic_jax.checkpoints.model_card import CardFacts, model_card
 from nomic_jax.checkpoints.problems import CheckpointError
-from nomic_jax.checkpoints.tensor_files import open_tensors, write_tensors
+from nomic_jax.checkpoints.tensor_files import open_tensors
 from nomic_jax.config import NOMIC_PROMPTS, EmbeddingConfig, ModelConfig, Pooling
 from nomic_jax.model.projection import Projection
-from nomic_jax.storage import write_json
 
 # The names by which the library's encode_query and encode_document find their prompts.
 ALIASES = {
@@ -26,16 +20,14 @@ ALIASES = {
     "passage": "search_document",
 }
 # How the releases before version 6 say a pooling.
-_SWITCHES = {
+SWITCHES = {
     "cls": "pooling_mode_cls_token",
     "mean": "pooling_mode_mean_tokens",
     "max": "pooling_mode_max_tokens",
     "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
     "last": "pooling_mode_lasttoken",
 }
-# Module paths that every release since 2.0 knows; newer ones map them to theirs.
-_TYPES = "sentence_transformers.models."
-_SETTINGS = "config_sentence_transformers.json"
+SETTINGS = "config_sentence_transformers.json"
 
 
 def transformer_folder(folder: Path) -> Path:
@@ -52,14 +44,28 @@ def transformer_folder(folder: Path) -> Path:
     return folder / str(modules[0].get("path", ""))
 
 
+def tokenizer_folder(folder: Path) -> Path:
+    """Return where the tokenizer lies: beside the encoder, else in the folder itself.
+
+    Raises:
+        CheckpointError: modules.json does not begin with a transformer.
+    """
+    if not (folder / "modules.json").is_file():
+        return folder
+    inside = transformer_folder(folder)
+    files = ("tokenizer.json", "vocab.txt")
+    return inside if any((inside / name).is_file() for name in files) else folder
+
+
 def read_embedding(
     folder: Path, config: ModelConfig
 ) -> tuple[EmbeddingConfig, Projection | None]:
     """Read how a sentence-transformers folder makes its vectors.
 
     A folder without prompts gets those of `default_prompts`, as does one with that
-    library's own empty ones. The length is cut to the trained positions where the model
-    cannot stretch them.
+    library's own empty ones; where only queries or documents have one, the others get
+    theirs. The length is cut to the trained positions where the model cannot stretch
+    them.
 
     Returns:
         The embedding, and the dense layer that comes after it, if there is one.
@@ -86,15 +92,9 @@ def read_embedding(
             )
     if pooling is None:
         raise CheckpointError(f"{folder}/modules.json has no Pooling module")
-    settings = read_json(folder / _SETTINGS) if (folder / _SETTINGS).is_file() else {}
-    prompts = {name: text for name, text in (settings.get("prompts") or {}).items()}
-    for alias, name in ALIASES.items():
-        if alias in prompts and prompts[alias] == prompts.setdefault(
-            name, prompts[alias]
-        ):
-            del prompts[alias]
-    if not any(prompts.values()) and not prompts.keys() >= NOMIC_PROMPTS.keys():
-        prompts = default_prompts(config)
+    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    prompts = _prompts(settings.get("prompts") or {}, config)
+    _check_case(transformer_folder(folder))
     length = _max_length(transformer_folder(folder), config)
     dims = read_json(transformer_folder(folder) / "config.json")
     embedding = EmbeddingConfig(
@@ -117,6 +117,23 @@ def default_prompts(config: ModelConfig) -> dict[str, str]:
     return dict.fromkeys(NOMIC_PROMPTS, "")
 
 
+def _prompts(given: dict[str, str], config: ModelConfig) -> dict[str, str]:
+    """Name prompts by our tasks; queries and documents, at least, have some."""
+    prompts = dict(given)
+    for alias, name in ALIASES.items():
+        if alias in prompts and prompts[alias] == prompts.setdefault(
+            name, prompts[alias]
+        ):
+            del prompts[alias]
+    for name in given:  # Nomic's v2 has the tasks of MTEB: Classification, Clustering
+        if name.lower() in NOMIC_PROMPTS:
+            prompts.setdefault(name.lower(), given[name])
+    default = default_prompts(config)
+    if not any(prompts.values()) and not prompts.keys() >= NOMIC_PROMPTS.keys():
+        return default
+    return {name: default[name] for name in ALIASES.values()} | prompts
+
+
 def _kind(module: dict[str, Any]) -> str:
     return str(module.get("type", "")).rsplit(".", 1)[-1]
 
@@ -125,7 +142,7 @@ def _pooling(path: Path) -> Any:
     values = read_json(path / "config.json")
     modes = values.get("pooling_mode")
     if modes is None:  # before version 6: one switch for each mode
-        switches = {name: mode for mode, name in _SWITCHES.items()}
+        switches = {name: mode for mode, name in SWITCHES.items()}
         modes = [
             switches.get(key, key)
             for key, value in values.items()
@@ -157,6 +174,21 @@ def _check_plain(path: Path, width: int) -> None:
             )
 
 
+def _check_case(folder: Path) -> None:
+    """Refuse texts that are lower-cased before a tokenizer that does not do it."""
+    if not (folder / "sentence_bert_config.json").is_file():
+        return
+    if not read_json(folder / "sentence_bert_config.json").get("do_lower_case"):
+        return
+    path = folder / "tokenizer_config.json"
+    if not (path.is_file() and read_json(path).get("do_lower_case")):
+        raise CheckpointError(
+            f"{folder}/sentence_bert_config.json has do_lower_case=true, and the "
+            "tokenizer does not lower-case by itself; only what a tokenizer does is "
+            "done to texts here"
+        )
+
+
 def _max_length(folder: Path, config: ModelConfig) -> int:
     limits = [
         read_json(folder / file).get(key)
@@ -171,74 +203,3 @@ def _max_length(folder: Path, config: ModelConfig) -> int:
     length = known[0] if known else config.trained_positions
     stretched = config.rope_scaling_factor is not None
     return length if stretched else min(length, config.trained_positions)
-
-
-def write_modules(
-    folder: Path,
-    config: ModelConfig,
-    embedding: EmbeddingConfig,
-    projection: Projection | None,
-    *,
-    name: str,
-    facts: CardFacts,
-    remote: bool,
-) -> None:
-    """Add what makes a model folder one of sentence-transformers.
-
-    Args:
-        folder: holds config.json, the weights and the tokenizer already.
-        config: the model's.
-        embedding: how its vectors are made.
-        projection: what comes after it, if anything does.
-        name: of the model, for its card.
-        facts: what else the card says.
-        remote: it is of Nomic's layout, which code from elsewhere loads.
-    """
-    modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
-    if embedding.layer_norm:
-        modules.append(("LayerNorm", "2_LayerNorm"))
-    if projection is not None:
-        modules.append(("Dense", f"{len(modules)}_Dense"))
-    modules.append(("Normalize", f"{len(modules)}_Normalize"))
-    listed = [
-        {"idx": index, "name": str(index), "path": path, "type": _TYPES + kind}
-        for index, (kind, path) in enumerate(modules)
-    ]
-    for kind, path in modules[1:]:
-        if kind == "Dense" and projection is not None:
-            write_dense(folder / path, projection)
-        else:
-            (folder / path).mkdir()
-    write_json(folder / "modules.json", listed)
-    write_json(
-        folder / "1_Pooling" / "config.json",
-        {
-            "word_embedding_dimension": config.width,
-            **{key: embedding.pooling == mode for mode, key in _SWITCHES.items()},
-        },
-    )
-    if embedding.layer_norm:
-        write_json(folder / "2_LayerNorm" / "config.json", {"dimension": config.width})
-        one = np.ones(config.width, np.float32)
-        norm = {"norm.weight": one, "norm.bias": np.zeros_like(one)}
-        write_tensors(
-            folder / "2_LayerNorm" / "model.safetensors",
-            {key: (array.shape, array.dtype) for key, array in norm.items()},
-            norm.items(),
-        )
-    prompts = dict(embedding.prompts)
-    for alias, task in ALIASES.items():
-        if task in prompts and alias != "passage":
-            prompts.setdefault(alias, prompts[task])
-    settings = {"prompts": prompts, "default_prompt_name": None}
-    write_json(folder / _SETTINGS, {**settings, "similarity_fn_name": "cosine"})
-    lengths = {"max_seq_length": embedding.max_length, "do_lower_case": False}
-    write_json(folder / "sentence_bert_config.json", lengths)
-    if embedding.matryoshka_dims:
-        values = read_json(folder / "config.json")
-        values["is_matryoshka"] = True
-        values["matryoshka_dimensions"] = list(embedding.matryoshka_dims)
-        write_json(folder / "config.json", values)
-    (folder / "README.md").write_text(
-        model_card(config, embedding, name, facts, remote=remote), encoding="utf-8"
-    )

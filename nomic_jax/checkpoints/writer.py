@@ -4,13 +4,12 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from nomic_jax.checkpoints import sentence_transformers_folder
 from nomic_jax.checkpoints.accounts import WORD_TABLE
 from nomic_jax.checkpoints.config_keys import read_config_keys
 from nomic_jax.checkpoints.dense_folder import PROJECTION_FOLDER, write_dense
@@ -26,8 +25,10 @@ from nomic_jax.checkpoints.reader import (
     Checkpoint,
     without_head,
 )
+from nomic_jax.checkpoints.sentence_transformers_folder import tokenizer_folder
 from nomic_jax.checkpoints.tensor_files import write_tensors
 from nomic_jax.checkpoints.write_keys import write_config_keys
+from nomic_jax.checkpoints.write_modules import write_modules
 from nomic_jax.config import EmbeddingConfig, ModelConfig
 from nomic_jax.fields import differing_fields, nearest
 from nomic_jax.storage import write_json
@@ -52,6 +53,7 @@ def write_checkpoint(
     layout: Layout,
     embedding: EmbeddingConfig | None = None,
     facts: CardFacts = NO_FACTS,
+    extra_files: Sequence[Path] = (),
 ) -> None:
     """Write a checkpoint, its tensors in their own dtypes, and its tokenizer's files.
 
@@ -66,6 +68,7 @@ def write_checkpoint(
             the same names with transformers' keys, as its own save writes them.
         embedding: written instead of the checkpoint's own.
         facts: what the card of a sentence-transformers folder says of the training.
+        extra_files: what else goes into the folder, such as a fingerprint.
 
     Raises:
         ValueError: the destination exists, the layout is unknown, or what it needs is
@@ -90,10 +93,12 @@ def write_checkpoint(
                 f"{checkpoint.folder} has no tokenizer (tokenizer.json or vocab.txt); "
                 "a sentence-transformers folder needs one"
             )
-        checkpoint = without_head(checkpoint, pooler=True)
+        # Of what no embedding reads, what transformers' class of the family has.
+        pooled = family_of(checkpoint.config) in ("bert", "xlm-roberta")
+        checkpoint = without_head(checkpoint, pooler=pooled)
     style = style_of(checkpoint.config, layout)
     with new_folder(destination) as folder:
-        for path in sources:
+        for path in (*sources, *extra_files):
             shutil.copyfile(path, folder / path.name)
         if style is None:
             _write_ours(checkpoint, folder)
@@ -101,7 +106,7 @@ def write_checkpoint(
             remote = layout == "sentence-transformers" and style == "nomic"
             _write_published(checkpoint, folder, style, remote=remote)
         if layout == "sentence-transformers" and embedding is not None:
-            sentence_transformers_folder.write_modules(
+            write_modules(
                 folder,
                 checkpoint.config,
                 embedding,
@@ -143,14 +148,8 @@ def style_of(config: ModelConfig, layout: Layout) -> Style | None:
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """List the tokenizer's files that a model folder has."""
-    places = [folder]
-    if (folder / "modules.json").is_file():
-        places.insert(0, sentence_transformers_folder.transformer_folder(folder))
-    for place in places:
-        found = [place / name for name in TOKENIZER_FILES if (place / name).is_file()]
-        if found:
-            return found
-    return []
+    place = tokenizer_folder(folder)
+    return [place / name for name in TOKENIZER_FILES if (place / name).is_file()]
 
 
 def refuse_existing(destination: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Float32, Key
+from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
 from nomic_jax.batch import Tokens, as_pytree, positions_and_lengths
 from nomic_jax.config import ModelConfig
@@ -171,10 +171,24 @@ class NomicBert(nnx.Module):
             types = self.type_embedding.embedding[...]
             x += types[None, :1] if tokens.type_ids is None else types[tokens.type_ids]
         if self.position_embedding is not None:
-            place = positions_and_lengths(jnp.asarray(tokens.segment_ids))[0]
-            rows = self.config.first_position + place
-            x += self.position_embedding.embedding[...][rows]
+            x += self.position_embedding.embedding[...][self._position_rows(tokens)]
         return x
+
+    def _position_rows(self, tokens: Tokens) -> Int[Array, "B S"]:
+        """Return the row of the absolute table that each token has.
+
+        XLM-R gives a padding token within a text, as `<pad>` spelt out makes one, the
+        row before the first and does not count it.
+        """
+        place = positions_and_lengths(jnp.asarray(tokens.segment_ids))[0]
+        first = self.config.first_position
+        if not first:
+            return place
+        padding = jnp.asarray(tokens.ids) == self.config.pad_token_id
+        so_far = jnp.cumsum(padding, axis=1)
+        begin = jnp.arange(place.shape[1])[None] - place  # each token's text
+        before = jnp.take_along_axis(so_far - padding, begin, axis=1)
+        return first + jnp.where(padding, -1, place - (so_far - before))
 
     def _through_layers(self, x, context, **asked):
         """Apply all layers; what was seen has a leading axis of layers."""

@@ -5,6 +5,7 @@ import dataclasses
 from nomic_jax.checkpoints.folder import build
 from nomic_jax.checkpoints.hub import resolve
 from nomic_jax.checkpoints.reader import read_checkpoint
+from nomic_jax.checkpoints.sentence_transformers_folder import tokenizer_folder
 from nomic_jax.checkpoints.start_from import nomic_config, nomic_start
 from nomic_jax.config import ModelConfig
 from nomic_jax.model.encoder import Remat
@@ -101,7 +102,7 @@ def started_model(
     folder = resolve(start.model)
     checkpoint = read_checkpoint(folder)
     config = started_config(start, size, checkpoint.config)
-    own = TextTokenizer.from_folder(folder).digest
+    own = TextTokenizer.from_folder(tokenizer_folder(folder)).digest
     if own != tokenizer.digest:
         raise ValueError(
             f"start.model={start.model!r} has tokenizer {own}, the prepared text has "
