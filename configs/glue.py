@@ -2,7 +2,15 @@ r"""GLUE: eight classifiers of sentences and pairs of them, and the figures of e
 
 GLUE is of Wang et al. 2018 (arXiv:1804.07461); the recipe is that of Nomic Embed
 (arXiv:2402.01613) for nomic-bert-2048, its code of February 2024 where the paper is
-silent. RTE, MRPC and STS-B start with what MNLI left.
+silent. RTE, MRPC and STS-B start with what MNLI left, where it is among `TASKS`.
+
+Edit `MODEL` to fine-tune another one, and `TASKS` to run a part. On the command line
+a model is given to the stages that start with one, each by its name, as the other three
+take MNLI's:
+
+    python train.py --config configs/glue.py --cola.start.model DIR \
+        --sst2.start.model DIR --qqp.start.model DIR --qnli.start.model DIR \
+        --mnli.start.model DIR
 
 Data: a folder of JSON Lines files, `glue/cola.train.jsonl` and so on, with the columns
 of Hugging Face's `nyu-mll/glue`; docs/tasks.md has the four lines that write them.
@@ -23,11 +31,14 @@ from nomic_jax.training.loop import LoopConfig
 from nomic_jax.training.optimizer import OptimizerConfig
 from nomic_jax.training.task import TaskStage, TaskStart
 
+MODEL = "nomic-ai/nomic-bert-2048"  # a folder or hub id
+TASKS = ("cola", "sst2", "qqp", "qnli", "mnli", "rte", "mrpc", "stsb")
+
 BATCH, EPOCHS = 32, 10
 ENTAILMENT = ("entailment", "not_entailment")
 
 # Examples to train on, columns, and labels in the order of their numbers.
-TASKS = {
+COLUMNS = {
     "cola": (8551, "sentence", "", ("unacceptable", "acceptable")),
     "sst2": (67349, "sentence", "", ("negative", "positive")),
     "qqp": (363846, "question1", "question2", ("not_duplicate", "duplicate")),
@@ -43,12 +54,12 @@ TASKS = {
 
 
 def task(name: str) -> TaskStage:
-    examples, first, second, labels = TASKS[name]
+    examples, first, second, labels = COLUMNS[name]
     steps = -(-EPOCHS * examples // BATCH)
     splits = ("validation",)
     if name == "mnli":
         splits = ("validation_matched", "validation_mismatched")
-    after_mnli = name in ("rte", "mrpc", "stsb")
+    after_mnli = name in ("rte", "mrpc", "stsb") and "mnli" in TASKS
     return TaskStage(
         name=name,
         head=HeadConfig(
@@ -75,9 +86,7 @@ def task(name: str) -> TaskStage:
             clip_norm=0.0,
         ),
         train=LoopConfig(steps=steps, batch_size=BATCH, seed=42, log_every=50),
-        start=TaskStart(stage="mnli")
-        if after_mnli
-        else TaskStart(model="nomic-ai/nomic-bert-2048"),
+        start=TaskStart(stage="mnli") if after_mnli else TaskStart(model=MODEL),
     )
 
 

@@ -45,9 +45,10 @@ stages = (
             # As published; with them a copy computes what the MLP did.
             keep_biases=False,
         ),
-        # Of both sides' tokens together, without padding. Published was the sum of both
-        # sides' losses, each of one device, and padding counted.
-        experts=ExpertsConfig(balance_coefficient=1.0),
+        # Of both sides' tokens together, without padding. Published was 1.0 times the
+        # sum of both sides' losses, padding counted, beside a contrastive loss that was
+        # multiplied by the eight devices as this one was not: 2 x 1.0 / 8 of it.
+        experts=ExpertsConfig(balance_coefficient=0.25),
         data=PairData(
             stores="stores/multilingual_pairs",
             query_length=LENGTH,

@@ -4,6 +4,7 @@ Both are frozen, validated when made, and written as JSON into a model folder.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Literal, get_args
 
@@ -97,9 +98,14 @@ def _size_problems(config: ModelConfig) -> Iterator[str]:
     ):
         if getattr(config, name) < 1:
             yield f"{name}={getattr(config, name)} must be at least 1"
-    for name in ("type_vocab_size", "num_experts"):
-        if getattr(config, name) < 0:
-            yield f"{name}={getattr(config, name)} must not be negative"
+    for name in ("layer_norm_epsilon", "rope_base", "local_rope_base"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            yield f"{name}={value} must be finite and above 0"
+    counts = ("type_vocab_size", "num_experts", "first_position")
+    for name in (*counts, "initializer_range"):
+        if not 0 <= getattr(config, name) < math.inf:
+            yield f"{name}={getattr(config, name)} must be finite, and not negative"
     if config.num_heads >= 1 and config.width % (2 * config.num_heads):
         yield (
             f"width={config.width} does not split into num_heads={config.num_heads} "
@@ -119,8 +125,8 @@ def _choice_problems(config: ModelConfig) -> Iterator[str]:
     if config.activation not in get_args(Activation):
         yield f"activation={config.activation!r} must be swiglu, geglu or gelu"
     factor = config.rope_scaling_factor
-    if factor is not None and factor < 1:
-        yield f"rope_scaling_factor={factor} must be at least 1"
+    if factor is not None and not 1 <= factor < math.inf:
+        yield f"rope_scaling_factor={factor} must be finite, and at least 1"
     if config.rope_base is None and factor is not None:
         yield (
             f"rope_scaling_factor={factor} needs rope_base: absolute positions cannot "
@@ -233,6 +239,10 @@ class EmbeddingConfig(JsonConfig):
             )
         if any(dim < 1 for dim in self.matryoshka_dims):
             problems.append(f"matryoshka_dims={self.matryoshka_dims} must be positive")
+        prompts = self.prompts if isinstance(self.prompts, Mapping) else {}
+        words = [*prompts, *prompts.values()]
+        if not words or not all(isinstance(word, str) for word in words):
+            problems.append(f"prompts={self.prompts!r} must be texts by task")
         if problems:
             raise ValueError("EmbeddingConfig: " + "; ".join(problems))
 

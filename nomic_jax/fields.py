@@ -2,8 +2,10 @@
 
 import dataclasses
 import difflib
+import inspect
+import types
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -59,7 +61,8 @@ class JsonConfig:
         """Build from a dictionary as `to_json` gives it.
 
         Raises:
-            ValueError: a field is unknown or missing; all of them are named.
+            ValueError: a field is unknown, missing or of another type than it should
+                be; all of them are named.
         """
         assert dataclasses.is_dataclass(cls)
         fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -74,6 +77,11 @@ class JsonConfig:
             for name in values
             if name not in fields
         ] + [f"missing field {name!r}" for name in sorted(required - set(values))]
+        problems += [
+            f"{name}={values[name]!r} must be {inspect.formatannotation(field.type)}"
+            for name, field in fields.items()
+            if name in values and not _is_a(field.type, values[name])
+        ]
         if problems:
             raise ValueError(f"{cls.__name__}: " + "; ".join(problems))
         return cls(
@@ -82,3 +90,21 @@ class JsonConfig:
                 for name, value in values.items()
             }
         )
+
+
+def _is_a(kind: Any, value: Any) -> bool:
+    """Whether a value of JSON has an annotated type; what is not simple is not asked.
+
+    Args:
+        kind: bool, int, float, str, None, a tuple of one of them, or a union.
+        value: of the field.
+    """
+    if isinstance(kind, types.UnionType):
+        return any(_is_a(one, value) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        listed = isinstance(value, (list, tuple))
+        return listed and all(_is_a(get_args(kind)[0], one) for one in value)
+    if kind in (int, float):  # a whole number is written without its point
+        number = int if kind is int else (int, float)
+        return isinstance(value, number) and not isinstance(value, bool)
+    return kind not in (bool, str, types.NoneType) or isinstance(value, kind)

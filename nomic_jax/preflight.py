@@ -1,11 +1,23 @@
 """What does not fit is refused before anything is trained, not hours later."""
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
+from nomic_jax.checkpoints.config_keys import read_config_keys
+from nomic_jax.checkpoints.families import Family
 from nomic_jax.checkpoints.hub import resolve as resolve_model
+from nomic_jax.checkpoints.json_files import read_json
+from nomic_jax.checkpoints.reader import FORMAT
+from nomic_jax.checkpoints.sentence_transformers_folder import (
+    tokenizer_folder,
+    transformer_folder,
+)
+from nomic_jax.config import ModelConfig
 from nomic_jax.curation.mining import MineStage
+from nomic_jax.data.answer_windows import check_windows
 from nomic_jax.evaluation.extras import extra
 from nomic_jax.held_out import check_sts
 from nomic_jax.stages import Stage, is_place
@@ -20,6 +32,7 @@ from nomic_jax.training.frozen import check_tokenizer
 from nomic_jax.training.mlm import MlmStage, mlm_batches
 from nomic_jax.training.run_folder import RunFolder
 from nomic_jax.training.task import TaskStage
+from nomic_jax.training.task_model import check_model
 
 
 def check_folder(
@@ -43,9 +56,68 @@ def check_folder(
         )
     check_sts(stages)
     check_examples(stages)
+    check_models(stages)
     if not all(isinstance(stage, TaskStage) for stage in stages):
         for library in ("pytrec_eval", "bm25s"):
             extra(library)  # missed now, not when the training is done
+
+
+def check_models(stages: Sequence[Stage]) -> None:
+    """Refuse task stages that ask for more than the models they start with have.
+
+    Of a model that an earlier stage trains only its start is looked at, and of one that
+    is drawn nothing: there training says what does not fit, when it comes to it.
+
+    Raises:
+        ValueError: rows are longer than a model's positions, windows would not move on,
+            or a model has no token types to tell sentences by.
+    """
+    starts: dict[str, str] = {}  # of each stage the model that its own began as
+    last = ""
+    for stage in stages:
+        if isinstance(stage, MlmStage):
+            last = ""
+        elif isinstance(stage, ContrastiveStage):
+            last = stage.start.model or last
+        elif isinstance(stage, TaskStage):
+            start = stage.start
+            last = start.model or (starts.get(start.stage, "") if start.stage else last)
+            if last:
+                _check_model(stage, last)
+        starts[stage.name] = last
+
+
+def _check_model(stage: TaskStage, model: str) -> None:
+    data = stage.data
+    sizes = _sizes(resolve_model(model, weights=False))
+    check_model(stage.name, stage.head, data, **sizes)
+    if stage.head.kind == "question_answering":
+        check_windows(
+            tokenizer_of(model),
+            max_length=data.max_length,
+            question_length=data.question_length,
+            stride=data.stride,
+        )
+
+
+def _sizes(folder: Path) -> dict[str, Any]:
+    """Read what `check_model` asks for from a config; its weights are not looked at."""
+    if (folder / "modules.json").is_file():
+        folder = transformer_folder(folder)
+    values = read_json(folder / "config.json")
+    family = values.get("model_type", "nomic_bert")
+    if values.get("format") == FORMAT:
+        fields = dataclasses.asdict(ModelConfig.from_json(values.get("model", {})))
+    elif family in get_args(Family):
+        fields, _ = read_config_keys(values, family)
+    else:
+        fields = {}
+    # What a config lacks is told with all else that is wrong when the model is read.
+    found: dict[str, Any] = {
+        name: fields[name] if isinstance(fields.get(name), int) else sys.maxsize
+        for name in ("trained_positions", "type_vocab_size")
+    }
+    return found | {"stretched": fields.get("rope_scaling_factor") is not None}
 
 
 def stores_of(place: str, kind: str, out: str) -> dict[str, Store]:
@@ -85,7 +157,8 @@ def check_stores(stages: Sequence[Stage], tokenizer: TextTokenizer, out: str) ->
 
 def tokenizer_of(model: str) -> TextTokenizer:
     """Load the tokenizer alone of a folder or hub id."""
-    return TextTokenizer.from_folder(resolve_model(model, weights=False))
+    folder = tokenizer_folder(resolve_model(model, weights=False))
+    return TextTokenizer.from_folder(folder)
 
 
 def frozen_models(stage: ContrastiveStage) -> dict[str, str]:

@@ -179,9 +179,12 @@ def _from_model(stage: ContrastiveStage, carried: Carried | None) -> Carried:
     if stage.start.num_experts:
         dtype, seed = default_dtype(), stage.train.seed
         model = on_own_devices(upcycled_encoder(stage.start, seed=seed, dtype=dtype))
-    held_out = carried.held_out if carried else ()
-    rows = carried.rows if carried else ()
-    return Carried(embedder.tokenizer, held_out, model, embedder.config, rows)
+    return dataclasses.replace(
+        carried or Carried(embedder.tokenizer, held_out=()),
+        tokenizer=embedder.tokenizer,
+        model=model,
+        embedding=embedder.config,
+    )
 
 
 def _trained_mlm(

@@ -12,11 +12,11 @@ from nomic_jax.backend import default_dtype
 from nomic_jax.checkpoints.folder import build
 from nomic_jax.checkpoints.hub import resolve
 from nomic_jax.checkpoints.reader import read_checkpoint
+from nomic_jax.checkpoints.sentence_transformers_folder import tokenizer_folder
 from nomic_jax.data.task_examples import (
     Example,
-    TextExample,
-    WordsExample,
-    label_numbers,
+    check_labels,
+    check_seconds,
     labels_of,
 )
 from nomic_jax.data.task_lines import read_examples
@@ -42,11 +42,17 @@ def check_examples(stages: Sequence[object]) -> None:
     """Refuse files that cannot be read as a stage needs them, before anything is made.
 
     Raises:
-        ValueError: with the stage, file, line and field.
+        ValueError: with file, line and field.
     """
     for stage in stages:
         if isinstance(stage, TaskStage):
             _examples(stage)
+            warmup, steps = stage.optimizer.warmup_steps, stage.train.steps
+            if warmup >= steps:
+                say(
+                    f"{stage.name}: optimizer.warmup_steps={warmup} of train.steps="
+                    f"{steps}: the learning rate does not reach its peak"
+                )
 
 
 def begin_task(stage: TaskStage, carried: Carried | None, out: str) -> Carried:
@@ -69,7 +75,8 @@ def begin_task(stage: TaskStage, carried: Carried | None, out: str) -> Carried:
         with read_here(resolve(name) if name else join(out, start, MODEL)) as folder:
             checkpoint = read_checkpoint(folder)
             model = on_own_devices(build(checkpoint, dtype=default_dtype()))
-            return model, TextTokenizer.from_folder(folder), checkpoint.embedding
+            tokenizer = TextTokenizer.from_folder(tokenizer_folder(folder))
+            return model, tokenizer, checkpoint.embedding
 
     model, tokenizer, embedding = hosts.together(name or start, load)
     if hosts.count() > 1:
@@ -137,15 +144,14 @@ def _examples(stage: TaskStage) -> tuple[list[Example], dict[str, list[Example]]
     """
     data = stage.data
     train = read_examples(data.train, stage.head, data)
-    numbers = {name: i for i, name in enumerate(labels_of(train, stage.head))}
+    labels = labels_of(train, stage.head)
     validation = {
         source_name(file): read_examples(file, stage.head, data)
         for file in data.validation
     }
+    check_seconds([train, *validation.values()])
     for examples in (train, *validation.values()):
-        for example in examples:
-            if isinstance(example, TextExample | WordsExample):
-                label_numbers(example, numbers)
+        check_labels(examples, stage.head, labels)
     return train, validation
 
 

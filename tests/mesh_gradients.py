@@ -211,7 +211,9 @@ def on_mesh(shape, most_rows, cases):
     embedding = EmbeddingConfig(pooling="mean", layer_norm=True, max_length=64)
     found, moved = {}, {}
     for case in cases:
-        draw, batch = CASES[case](mesh, sizes)
+        # Of experts with a bias before their activation too, in one of the cases.
+        biased = {"expert_bias": True} if expert and case == "mlm" else {}
+        draw, batch = CASES[case](mesh, sizes | biased)
         model = drawn(draw, case, bool(expert))
         paths = jax.tree_util.tree_map_with_path(lambda p, _: parameter_name(p), model)
         everywhere = None

@@ -2,8 +2,9 @@
 
     python tests/task_gradients.py OUT
 
-OUT.npz gets, for each of the two, the loss and the gradient of every parameter, of a
-batch of questions with choices in microbatches, under dropout.
+OUT.npz gets, for each of the two, the loss and the gradient of every parameter, of
+batches in microbatches, under dropout: of questions with choices, and of pretraining,
+whose rows have unequal numbers of masked tokens, with parameters that are split.
 """
 
 import sys
@@ -24,33 +25,41 @@ from nomic_jax.training.placement import Placement, place_state
 from nomic_jax.training.task_model import config_with_head
 from nomic_jax.training.task_objective import task_objective
 
+MESHES = {
+    "choices": MeshConfig(data=8),
+    "pretraining": MeshConfig(data=4, fsdp=2),
+}
+
 
 def main(out):
     """Write both."""
     found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        data, examples = read_task(Path(folder), "choices", 16)
-    made = config_with_head(config(dropout=0.1), HEADS["choices"], ())
-    encoding = TaskEncoding(HEADS["choices"], data, tokenizer(), True, ())
-    batch = TaskBatches(
-        "task",
-        encoding.rows(examples),
-        batch_size=16,
-        seed=0,
-        pad_id=0,
-        max_length=16,
-    )(0).arrays
-    for devices in (1, 8):
-        mesh = make_mesh(MeshConfig(data=-1), jax.devices()[:devices])
-        model = jax.jit(lambda: make_model(made, rngs=nnx.Rngs(0)))()
-        objective = task_objective(made, Placement(mesh, 1))
-        step = jax.jit(jax.value_and_grad(objective, has_aux=True))
-        (loss, _), gradient = step(
-            place_state(model, mesh), put_batch(batch, mesh), jax.random.key(3)
-        )
-        found[f"{devices}/loss"] = loss
-        for name, array in named_arrays(gradient).items():
-            found[f"{devices}/{name}"] = array
+    for task, layout in MESHES.items():
+        head = HEADS[task]
+        with tempfile.TemporaryDirectory() as folder:
+            data, examples = read_task(Path(folder), task, 17)
+        made = config_with_head(config(dropout=0.1), head, ())
+        encoding = TaskEncoding(head, data, tokenizer(), True, ())
+        batch = TaskBatches(
+            "task",
+            encoding.rows(examples),
+            batch_size=16,
+            seed=0,
+            pad_id=0,
+            max_length=16,
+            masking=encoding.masking,
+        )(0).arrays
+        for name, sizes in (("one", MeshConfig()), ("eight", layout)):
+            mesh = make_mesh(sizes, jax.devices()[: 1 if name == "one" else 8])
+            model = jax.jit(lambda made=made: make_model(made, rngs=nnx.Rngs(0)))()
+            objective = task_objective(made, Placement(mesh, 1))
+            step = jax.jit(jax.value_and_grad(objective, has_aux=True))
+            (loss, _), gradient = step(
+                place_state(model, mesh), put_batch(batch, mesh), jax.random.key(3)
+            )
+            found[f"{task}/{name}/loss"] = loss
+            for parameter, array in named_arrays(gradient).items():
+                found[f"{task}/{name}/{parameter}"] = array
     np.savez(out, **jax.device_get(found))
 
 

@@ -105,3 +105,16 @@ def test_another_kind_of_layer_is_refused(tmp_path, change, message):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=message):
         read_dense(tmp_path / "layer", 32)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_layer_without_its_config_is_named_as_a_module(tmp_path, there):
+    if there:
+        (tmp_path / "2_Dense").mkdir()
+    with pytest.raises(CheckpointError) as caught:
+        read_dense(tmp_path / "2_Dense", 32)
+    folder = tmp_path / "2_Dense"
+    assert str(caught.value) == (
+        f"{folder} holds no config.json: the model's module 2_Dense is missing or not "
+        "whole"
+    )

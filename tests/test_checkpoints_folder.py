@@ -22,6 +22,7 @@ from nomic_jax.checkpoints.reader import read_checkpoint
 from nomic_jax.checkpoints.writer import write_checkpoint
 from nomic_jax.config import EmbeddingConfig
 from nomic_jax.model.encoder import NomicBert
+from nomic_jax.model.head_models import make_model
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.model.pooling import embed, matryoshka
 from nomic_jax.tokenizer import TextTokenizer, pad
@@ -89,10 +90,27 @@ def test_a_half_precision_file_loads_as_float32(tmp_path):
     np.testing.assert_array_equal(kernel[1], published.T)
 
 
-def test_saving_refuses_a_config_that_is_not_the_modules(tmp_path):
-    model = NomicBert(CONFIG, rngs=nnx.Rngs(0))
-    other = dataclasses.replace(CONFIG, mlp_width=32)
-    with pytest.raises(ValueError, match=r"mlp.up.kernel is \(2, 32, 64\)"):
+@pytest.mark.parametrize("head", [None, "mlm", "question_answering"])
+def test_saving_refuses_a_config_that_is_not_the_modules(tmp_path, head):
+    config = dataclasses.replace(CONFIG, head=head)
+    model = make_model(config, rngs=nnx.Rngs(0))
+    other = dataclasses.replace(config, rope_base=1e4, num_heads=2, mlp_width=32)
+    with pytest.raises(ValueError) as caught:
+        save_model(model, other, None, None, tmp_path / "jax")
+    assert str(caught.value).split(": ", 1)[1].split("; ") == [
+        "mlp_width is 64 in the module and 32 in the config given",
+        "num_heads is 4 in the module and 2 in the config given",
+        "rope_base is 1000.0 in the module and 10000.0 in the config given",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saving_refuses_labels_that_are_not_the_heads(tmp_path):
+    fields = {"head": "token_classification", "labels": ("a", "b", "c")}
+    config = dataclasses.replace(CONFIG, **fields)
+    model = make_model(config, rngs=nnx.Rngs(0))
+    other = dataclasses.replace(config, labels=("a", "b"))
+    with pytest.raises(ValueError, match=r"classifier.kernel is \(32, 3\), but"):
         save_model(model, other, None, None, tmp_path / "jax")
     assert list(tmp_path.iterdir()) == []
 
@@ -274,7 +292,8 @@ def test_sentence_transformers_gives_our_vectors(tmp_path, dim, layer_norm, pool
         ("search_query: ", model.encode_query(texts, **encode)),
         ("search_document: ", model.encode_document(texts, **encode)),
         ("clustering: ", model.encode(texts, prompt_name="clustering", **encode)),
-        ("", model.encode(texts, **encode)),
+        ("search_document: ", model.encode(texts, **encode)),
+        ("", model.encode(texts, prompt="", **encode)),
     ):
         ours = our_vectors(tmp_path / "st", [prefix + text for text in texts], dim)
         # unit vectors in float32: a dot product is off by some 1e-6 at most.
@@ -320,7 +339,7 @@ def test_a_sentence_transformers_part_that_is_not_implemented_is_named(tmp_path,
         part = "norm.bias is not all 0"
     else:
         path = folder / "modules.json"
-        path.write_text(path.read_text().replace("models.LayerNorm", "models.Dense"))
-        part = "models.Dense"
+        path.write_text(path.read_text().replace("models.LayerNorm", "models.CNN"))
+        part = "models.CNN"
     with pytest.raises(ValueError, match=part):
         read_checkpoint(folder)

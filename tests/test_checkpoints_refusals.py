@@ -85,6 +85,15 @@ def refusal(path, arrays, values):
         ("modernbert", {"layer_types": ["full_attention"] * 6}),
         ("modernbert", {"global_attn_every_n_layers": 2}),
         ("modernbert", {"mlp_dropout": 0.1}),
+        *(
+            (family, {key: value})
+            for family in ("bert", "xlm-roberta", "modernbert")
+            for key, value in (
+                ("ffn_div", 1),
+                ("moe_normalize_expert_weights", False),
+                ("num_shared_experts", 0),
+            )
+        ),
         ("modernbert", {"global_rope_theta": 5.0}),
         *(
             (family, {"activation_function": act})
@@ -117,6 +126,15 @@ def test_a_variant_that_is_not_implemented_is_named(tmp_path, sound, family, cha
     assert ("experts_per_token" if key == "moe_top_k" else key) in message
 
 
+@pytest.mark.parametrize("length", [129, 1, 0, -2])
+def test_a_window_that_has_no_half_is_refused_by_its_key(tmp_path, sound, length):
+    arrays, values = sound("modernbert")
+    values = values | {"local_attention": length}
+    _, *lines = refusal(tmp_path / "it", arrays, values).splitlines()
+    (line,) = lines
+    assert line.startswith(f"  config   local_attention={length}  (half of it lies")
+
+
 @pytest.mark.parametrize("activation", ["swiglu", "geglu"])
 def test_gated_experts_are_refused(tmp_path, sound, activation):
     arrays, values = sound("moe")
@@ -138,7 +156,8 @@ def test_gated_experts_are_refused(tmp_path, sound, activation):
         ("bert", {"hidden_size": 64}, "is (128, 32), expected (128, 64)"),
         ("bert", {"num_hidden_layers": 3}, "missing  encoder.layer.2.output.dense"),
         ("bert", {"num_hidden_layers": 1}, "unused   encoder.layer.1.output.dense"),
-        ("xlm-roberta", {"pad_token_id": 7}, ""),
+        ("xlm-roberta", {"max_position_embeddings": 67}, "is (66, 32), expected (67,"),
+        ("xlm-roberta", {"pad_token_id": 128}, "pad_token_id=128 is outside the voc"),
         ("modernbert", {"intermediate_size": 32}, "is (128, 32), expected (64, 32)"),
         ("nomic", {"rotary_emb_fraction": 0.0}, "missing  embeddings.position_embed"),
     ],
@@ -147,12 +166,33 @@ def test_a_config_that_contradicts_its_tensors_is_refused(
     tmp_path, sound, family, changes, line
 ):
     arrays, values = sound(family)
-    if family == "xlm-roberta":  # one row short of what its first position leaves
-        arrays = dict(arrays)
-        name = "embeddings.position_embeddings.weight"
-        arrays[name] = arrays[name][:-1]
-        line, changes = "is (65, 32), expected (66, 32)", {}
     assert line in refusal(tmp_path / "it", arrays, values | changes)
+
+
+def test_positions_of_xlm_r_begin_after_its_padding_id_within_the_same_rows(
+    tmp_path, sound
+):
+    arrays, values = sound("xlm-roberta")
+    read = read_checkpoint(tiny.folder(tmp_path / "1", arrays, values)).config
+    assert (read.first_position, read.trained_positions) == (2, 64)
+    values = values | {"pad_token_id": 7}
+    read = read_checkpoint(tiny.folder(tmp_path / "7", arrays, values)).config
+    assert (read.first_position, read.trained_positions) == (8, 58)
+
+
+@pytest.mark.parametrize(
+    "key", ["sentence_transformers", "sbert_ce_default_activation_function"]
+)
+def test_what_is_done_to_a_cross_encoders_scores_afterwards_is_passed(
+    tmp_path, sound, key
+):
+    arrays, values = sound("bert", "sequence_classification")
+    name = "torch.nn.modules.activation.Sigmoid"
+    said = {"activation_fn": name, "version": "4.1.0"}
+    said = said if key == "sentence_transformers" else name
+    expected = read_checkpoint(tiny.folder(tmp_path / "plain", arrays, values))
+    got = read_checkpoint(tiny.folder(tmp_path / "it", arrays, values | {key: said}))
+    assert got.config == expected.config
 
 
 def test_a_config_of_another_family_leaves_nothing_random(tmp_path, sound):
@@ -186,7 +226,7 @@ def test_every_bias_and_norm_must_be_there(tmp_path, sound, family, name):
     arrays, values = sound(family, "mlm")
     arrays = {other: array for other, array in arrays.items() if other != name}
     message = refusal(tmp_path / "it", arrays, values)
-    assert f"missing  {name.removeprefix('model.')}".split(".")[-1] in message
+    assert f"  missing  {name}  (needed for " in message
     assert message.count("missing") == 1
 
 

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 import math
@@ -122,15 +123,56 @@ def test_from_json_names_every_unknown_and_missing_field():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"num_layers": "2"}, "num_layers='2' must be int"),
+        ({"num_layers": 2.0}, "num_layers=2.0 must be int"),
+        ({"width": True}, "width=True must be int"),
+        ({"width": None}, "width=None must be int"),
+        ({"bias": 0}, "bias=0 must be bool"),
+        ({"rope_base": "1000"}, r"rope_base='1000' must be float \| None"),
+        ({"layer_norm_epsilon": None}, "layer_norm_epsilon=None must be float"),
+        ({"labels": "ab"}, r"labels='ab' must be tuple\[str, ...\]"),
+        ({"labels": ["a", 1]}, r"labels=\['a', 1\] must be tuple\[str, ...\]"),
+        (
+            {"width": "1", "num_heads": [2]},
+            r"width='1' .*; num_heads=\[2\] must be int",
+        ),
+    ],
+)
+def test_from_json_names_values_of_another_type(change, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.from_json(V15.to_json() | change)
+
+
+def test_from_json_takes_whole_numbers_null_and_lists_where_they_are_meant():
+    change = {"rope_base": 10000, "rope_scaling_factor": None, "dropout": 0}
+    change |= {"head": "token_classification", "labels": ["a", "b"]}
+    config = ModelConfig.from_json(V15.to_json() | change)
+    assert (config.rope_base, config.labels) == (10000, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ({"num_layers": 0}, "num_layers=0 must be at least 1"),
         ({"width": 100}, "width=100 does not split into num_heads=12"),
         ({"width": 12 * 63}, "heads of even size"),
-        ({"rope_scaling_factor": 0.5}, "rope_scaling_factor=0.5 must be at least 1"),
+        ({"rope_scaling_factor": 0.5}, "rope_scaling_factor=0.5 must .* at least 1"),
+        ({"rope_scaling_factor": math.inf}, "rope_scaling_factor=inf must be finite"),
+        *(
+            ({**LOCAL, name: value}, f"{name}={value} must be finite and above 0")
+            for name in ("rope_base", "local_rope_base", "layer_norm_epsilon")
+            for value in (0, -1e4, math.nan, math.inf)
+        ),
+        *(
+            ({"initializer_range": value}, f"initializer_range={value} must be finite")
+            for value in (-0.02, math.nan, math.inf)
+        ),
+        ({"rope_base": None, "first_position": -1}, "first_position=-1 must be .* neg"),
         ({"dropout": 1.0}, "dropout=1.0 must be in"),
         ({"pad_token_id": 30528}, "outside the vocabulary of 30528"),
         ({"head_bias": True}, "head_bias=True needs head='mlm'"),
         ({"num_layers": 0, "dropout": -1.0}, "num_layers=0 .*; dropout=-1.0"),
-        ({"type_vocab_size": -1}, "type_vocab_size=-1 must not be negative"),
+        ({"type_vocab_size": -1}, "type_vocab_size=-1 must be finite, and not neg"),
         ({"rope_base": None, "rope_scaling_factor": 2.0}, "cannot be stretched"),
         ({"first_position": 2}, "first_position=2 is of absolute positions"),
         ({"global_every": 3}, "global_every=3 with local_window=None"),
@@ -159,12 +201,22 @@ def test_impossible_models_are_refused_with_their_numbers(change, message):
     [
         ({"max_length": 2}, "max_length=2 must be at least 3"),
         ({"matryoshka_dims": (64, 0)}, r"matryoshka_dims=\(64, 0\) must be positive"),
+        ({"prompts": {}}, r"prompts=\{\} must be texts by task"),
     ],
 )
 def test_impossible_embeddings_are_refused(change, message):
     values = PUBLISHED_EMBEDDINGS["nomic-embed-text-v1.5"].to_json() | change
     with pytest.raises(ValueError, match=message):
         EmbeddingConfig.from_json(values)
+
+
+@pytest.mark.parametrize("prompts", [None, ["query: "], {"a": None}, {1: "query: "}])
+def test_prompts_that_are_no_texts_by_task_are_refused(prompts):
+    # Set past the constructor, whose types are checked in tests and not by users.
+    config = copy.copy(PUBLISHED_EMBEDDINGS["nomic-embed-text-v1.5"])
+    object.__setattr__(config, "prompts", prompts)
+    with pytest.raises(ValueError, match=r"prompts=.* must be texts by task"):
+        config.__post_init__()
 
 
 def test_nearest_names_the_likely_one_or_all():

@@ -198,7 +198,7 @@ def test_the_mixture_of_experts_is_trained_as_its_code_did():
     published = PUBLISHED["nomic-embed-text-v2-moe"]
     dense = dataclasses.replace(PUBLISHED["nomic-xlm-2048"], head=None, head_bias=False)
     assert config_with_experts(pretrain.start, dense) == published
-    assert pretrain.experts.balance_coefficient == 1
+    assert pretrain.experts.balance_coefficient == 0.25
     assert finetune.experts.balance_coefficient == 0
     optimizers = [each.optimizer for each in (pretrain, finetune)]
     assert [each.learning_rate for each in optimizers] == [8e-5, 2e-5]

@@ -1,6 +1,7 @@
 """The published fine-tuning stages: their figures, and two steps of each, tiny."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,42 @@ def test_glue_is_trained_as_the_published_model_was():
     # Ten epochs: 10 x 2,490 examples in batches of 32.
     assert found["rte"].train.steps == 779
     assert len(found["mnli"].data.validation) == 2
+
+
+def test_a_part_of_glue_starts_with_another_model(tmp_path):
+    text = (CONFIGS / "glue.py").read_text()
+    lines = [
+        'MODEL = "mine"' if line.startswith("MODEL =") else line
+        for line in text.splitlines()
+    ]
+    for tasks, start in (
+        (("rte", "stsb"), ("mine", "")),
+        (("mnli", "rte"), ("", "mnli")),
+    ):
+        file = tmp_path / "part.py"
+        part = [f"TASKS = {tasks}" if x.startswith("TASKS =") else x for x in lines]
+        file.write_text("\n".join(part))
+        found = load_stages(file)
+        assert tuple(stage.name for stage in found) == tasks
+        assert found[0].start.model == "mine"
+        assert (found[1].start.model, found[1].start.stage) == start
+
+
+def test_glue_takes_a_model_from_the_command_line_as_it_says():
+    text = (CONFIGS / "glue.py").read_text()
+    options = re.findall(r"--\w+\.start\.model DIR", text)
+    given = [part for option in options for part in option.split()]
+    found = override(load_stages(CONFIGS / "glue.py"), given)
+    assert {stage.start.model or stage.start.stage for stage in found} == {
+        "DIR",
+        "mnli",
+    }
+
+
+def test_balancing_weighs_what_it_did_in_the_published_run():
+    (stage,) = load_stages(CONFIGS / "moe_pretrain.py")
+    devices, sides = 8, 2
+    assert stage.experts.balance_coefficient == sides * 1.0 / devices
 
 
 def test_the_windows_of_squad_and_the_phases_of_bert_are_the_papers():

@@ -300,6 +300,57 @@ def test_labels_are_sorted_and_numbers_as_numbers():
         label_numbers(TextExample("f:1", "a", names=(2,)), numbers)
 
 
+def test_a_number_is_not_taken_for_a_place_among_numbers():
+    known = {"1": 0, "2": 1, "3": 2}
+    with pytest.raises(ValueError, match="f:1: 0 is no label; known: 1, 2, 3"):
+        label_numbers(TextExample("f:1", "a", names=(0,)), known)
+
+
+def test_a_number_and_its_text_are_one_label():
+    texts = [TextExample("f:1", "a", names=(name,)) for name in (1, "1", 10, "9")]
+    assert labels_of(texts, HEADS["classes"]) == ("1", "9", "10")
+
+
+def test_one_label_is_nothing_to_tell_apart():
+    texts = [TextExample("f:1", "a", names=(3,))] * 2
+    with pytest.raises(ValueError, match="f:1: all .* the label '3'; two are needed"):
+        labels_of(texts, HEADS["classes"])
+    assert labels_of(texts, HEADS["sets"]) == ("3",)
+    words = [WordsExample("f:1", ("a", "b"), ("O", -100))]
+    with pytest.raises(ValueError, match="f:1: all .* the label 'O'; two are needed"):
+        labels_of(words, HEADS["tags"])
+
+
+def test_words_without_a_tag_carry_none(tmp_path):
+    file = tmp_path / "tags.jsonl"
+    line = {"tokens": ["red", "fox", "dogs"], "tags": [1, -100, 0]}
+    file.write_text(json.dumps(line))
+    found = read_examples(str(file), HEADS["tags"], DATA)
+    assert labels_of(found, HEADS["tags"]) == ("0", "1")
+    rows, (columns,) = encode_words(
+        found, tokenizer(), max_length=16, labels={"0": 0, "1": 1}
+    )
+    assert rows.labels[columns].tolist() == [1, -1, 0]
+
+
+def test_a_negative_number_that_is_listed_is_a_label(tmp_path):
+    file = tmp_path / "classes.jsonl"
+    file.write_text(json.dumps(GOOD["classes"] | {"label": -1}))
+    head = dataclasses.replace(HEADS["classes"], labels=("-1", "0", "1"))
+    (found,) = read_examples(str(file), head, DATA)
+    assert label_numbers(found, {"-1": 0, "0": 1, "1": 2}) == [0]
+
+
+def test_numbers_that_differ_in_count_are_named():
+    texts = [
+        TextExample(f"f:{1 + i}", "a", targets=numbers)
+        for i, numbers in enumerate([(1.0, 2.0), (3.0,)])
+    ]
+    labels = labels_of(texts, HEADS["numbers"])
+    with pytest.raises(ValueError, match="f:2: 1 numbers for the 2 labels score_0"):
+        encoding("numbers", labels).rows(texts)
+
+
 GOOD = {task: next(iter(examples(task, 1))) for task in HEADS}
 ANSWERS = {"text": ["fox"], "answer_start": [0]}
 
@@ -309,6 +360,14 @@ ANSWERS = {"text": ["fox"], "answer_start": [0]}
     [
         ("classes", {"sentence1": " "}, "column 'sentence1' is blank"),
         ("classes", {"label": None}, "column 'label' is None; the name of a label"),
+        ("classes", {"label": -1}, "column 'label' is -1, which data sets write where"),
+        ("classes", {"label": -100}, "column 'label' is -100, which data sets"),
+        (
+            "tags",
+            {"tokens": ["a", "b"], "tags": ["O", -1]},
+            r"column 'tags\[1\]' is -1, which data sets write",
+        ),
+        ("numbers", {"label": []}, "column 'label' is an empty list"),
         ("classes", {"label": 0.5}, "column 'label' is 0.5; the name of a label"),
         ("classes", {"sentence1": ...}, "no column 'sentence1'; did you mean"),
         ("classes", {"sentence2": ...}, "lines before have one column 'sentence2'"),
@@ -349,6 +408,10 @@ def test_one_document_alone_has_no_other_to_draw_from(tmp_path):
         (lambda: HeadConfig(kind="mlm", problem="one_label"), "problem='one_label'"),
         (lambda: HeadConfig(kind="mlm", labels=("a",)), "has no labels"),
         (lambda: HeadConfig(kind="mlm", dropout=0.1), "no classifier to drop before"),
+        (
+            lambda: HeadConfig(kind="token_classification", labels=("O",)),
+            r"labels=\('O',\): two are needed to tell apart",
+        ),
         (lambda: TaskData(max_length=7), "max_length=7 must be at least 8"),
         (lambda: TaskData(max_length=8, mask_rate=0.0), "mask_rate=0.0"),
         (lambda: TaskData(max_length=8, stride=-1), "stride=-1"),

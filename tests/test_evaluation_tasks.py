@@ -41,6 +41,15 @@ def test_class_metrics_are_those_of_scikit_learn(classes, seed):
     assert class_metrics(predicted, gold, classes=classes) == pytest.approx(expected)
 
 
+def test_a_class_that_is_not_there_does_not_lower_f1():
+    metrics = pytest.importorskip("sklearn.metrics")
+    gold, predicted = np.array([0, 1, 3, 3]), np.array([0, 3, 3, 3])
+    expected = metrics.f1_score(gold, predicted, average="macro")
+    found = class_metrics(predicted, gold, classes=5)  # 2 and 4 are absent
+    assert found["f1"] == pytest.approx(expected)
+    assert expected == pytest.approx((1 + 0 + 0.8) / 3)
+
+
 def test_one_class_for_all_has_no_correlation():
     gold = np.array([0, 1, 1, 0])
     found = class_metrics(np.zeros(4, int), gold, classes=2)
@@ -82,6 +91,8 @@ def test_sets_of_labels_are_right_as_a_whole_or_in_part():
         ("fox", [], 0, 0),
         ("", ["fox"], 0, 0),
         ("the", ["a"], 1, 1),  # nothing is left of either
+        ("fox", ["the", "fox"], 1, 1),
+        ("", ["the", "fox"], 0, 0),  # "the" is no right answer beside one that is
         ("red red fox", ["red fox fox"], 0, 2 * 2 / 6),  # words count as often
     ],
 )
@@ -109,6 +120,11 @@ def test_entities_count_as_in_conlleval(gold, predicted, right, said, truly):
     assert found["f1"] == 2 * right / max(said + truly, 1)
 
 
+def test_words_without_a_right_tag_do_not_count():
+    found = tag_metrics([["B-P", "B-L", "O"]], [["B-P", None, "O"]])
+    assert found == {"accuracy": 1, "precision": 1, "recall": 1, "f1": 1}
+
+
 def test_tags_that_name_no_entities_have_an_accuracy_alone():
     assert tag_metrics([["DET", "NOUN"]], [["DET", "VERB"]]) == {"accuracy": 0.5}
 
@@ -133,6 +149,11 @@ def test_the_best_answer_is_found_over_all_windows():
     assert _answers([one], [first, second], windows, 30, True) == ["def ghi jkl"]
     first[0] = 3, 3
     assert _answers([one], [first, second], windows, 30, True) == [""]
+    # A token may begin with the space before its word.
+    spaced = [Window(0, 2, np.array([(0, 3), (3, 7), (7, 11)], np.int32))]
+    assert _answers([one], [scores((3, 2, 0), (4, 0, 2))], spaced, 30, False) == [
+        "def ghi"
+    ]
     # An end before its start is no answer, however good.
     backwards = scores((3, -1, 9), (4, 9, -1))
     assert _answers([one], [backwards], windows[:1], 30, False) == ["def"]

@@ -237,6 +237,10 @@ def test_only_models_with_experts_have_them_balanced_or_split(config, tiny_confi
     ):
         with pytest.raises(ValueError, match="mlm: .*are of models with experts"):
             check_experts("mlm", tiny_config, experts, mesh)
+    rest = MeshConfig(data=2, expert=-1)
+    assert check_experts("mlm", tiny_config, alone, rest, devices=2) is None
+    with pytest.raises(ValueError, match="mlm: .*are of models with experts"):
+        check_experts("mlm", tiny_config, alone, rest, devices=4)
     with pytest.raises(ValueError, match="balance_coefficient=-1 must not be negative"):
         ExpertsConfig(balance_coefficient=-1)
 

@@ -21,20 +21,29 @@ from task_files import (
     write_model,
 )
 
+from nomic_jax import recipe
 from nomic_jax.checkpoints.folder import load_model, parameters
+from nomic_jax.config import EmbeddingConfig
 from nomic_jax.data.task_config import HeadConfig
 from nomic_jax.data.task_examples import labels_of
 from nomic_jax.data.task_lines import read_examples
 from nomic_jax.data.task_rows import TaskBatches
 from nomic_jax.data.task_sets import TaskEncoding
+from nomic_jax.embedder import Embedder
 from nomic_jax.evaluation.tasks import evaluate_task
 from nomic_jax.model.head_models import make_model
 from nomic_jax.model.heads import EncoderWithHead
 from nomic_jax.recipe import run
+from nomic_jax.results import Carried, Figures
+from nomic_jax.sharding import MeshConfig
+from nomic_jax.task_run import check_examples
 from nomic_jax.tokenizer import TextTokenizer
+from nomic_jax.training.contrastive import ContrastiveStage, PairData
+from nomic_jax.training.losses import ContrastiveLoss
 from nomic_jax.training.optimizer import named_arrays
 from nomic_jax.training.placement import Placement
 from nomic_jax.training.run_folder import read_metrics
+from nomic_jax.training.start import StartConfig
 from nomic_jax.training.task import TaskStart, step_flops
 from nomic_jax.training.task_model import config_with_head, with_head
 from nomic_jax.training.task_objective import task_objective
@@ -73,11 +82,11 @@ def model_and_batch(task, folder, size=6, **changes):
     "task", ["classes", "tags", "answers", "choices", "pretraining"]
 )
 def test_microbatches_give_the_loss_and_gradient_of_the_whole_batch(tmp_path, task):
-    # 6 examples in parts of 4 at most: two of 3.
-    model, batch = model_and_batch(task, tmp_path, dropout=0.1)
+    # 7 examples in parts of 3: the last one is filled up by two.
+    model, batch = model_and_batch(task, tmp_path, size=7, dropout=0.1)
     made = model.encoder.config
     found = []
-    for most in (None, 4):
+    for most in (None, 3):
         objective = task_objective(made, Placement(None, most))
         step = jax.jit(jax.value_and_grad(objective, has_aux=True))
         (loss, _), gradient = step(model, batch, jax.random.key(1))
@@ -97,12 +106,12 @@ def assert_close(found, expected):
 
 
 def test_examples_that_do_not_count_change_nothing(tmp_path):
-    model, batch = model_and_batch("pretraining", tmp_path)
+    model, batch = model_and_batch("pretraining", tmp_path, size=7)
     objective = jax.jit(task_objective(model.encoder.config))
     expected, _ = objective(model, batch, jax.random.key(0))
     # A last microbatch is filled up with zeros, which must not be a class 0.
-    five = task_objective(model.encoder.config, Placement(None, 5))
-    found, _ = jax.jit(five)(model, batch, jax.random.key(0))
+    parts = task_objective(model.encoder.config, Placement(None, 3))
+    found, _ = jax.jit(parts)(model, batch, jax.random.key(0))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
@@ -118,13 +127,18 @@ def test_eight_devices_give_the_loss_and_gradient_of_one(tmp_path):
     subprocess.run(script, env=environment, check=True)
     with np.load(tmp_path / "out.npz") as arrays:
         found = dict(arrays)
-    one, eight = (
-        {name[2:]: a for name, a in found.items() if name.startswith(f"{devices}/")}
-        for devices in (1, 8)
-    )
-    assert len(one) > 10 and one.keys() == eight.keys()
-    np.testing.assert_allclose(eight.pop("loss"), one.pop("loss"), rtol=1e-6)
-    assert_close(eight, one)
+    for task in ("choices", "pretraining"):
+        one, eight = (
+            {
+                name.removeprefix(prefix): array
+                for name, array in found.items()
+                if name.startswith(prefix)
+            }
+            for prefix in (f"{task}/one/", f"{task}/eight/")
+        )
+        assert len(one) > 10 and one.keys() == eight.keys()
+        np.testing.assert_allclose(eight.pop("loss"), one.pop("loss"), rtol=1e-6)
+        assert_close(eight, one)
 
 
 STEPS = 30
@@ -285,19 +299,85 @@ def test_examples_that_do_not_fit_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_label_of_the_validation_alone_is_refused(tmp_path, bert):
-    stage = task_stage("classes", bert, tmp_path)
-    line = next(examples("classes", 1)) | {"label": "pink"}
+@pytest.mark.parametrize(
+    ("task", "change", "message"),
+    [
+        ("classes", {"label": "pink"}, "'pink' is no label; known: blue, red"),
+        ("classes", {"sentence2": ...}, "lines before have one column 'sentence2'"),
+        ("numbers", {"label": [1.0, 2.0]}, "2 numbers for the 1 labels score"),
+    ],
+)
+def test_validation_that_differs_from_training_is_refused(
+    tmp_path, bert, task, change, message
+):
+    stage = task_stage(task, bert, tmp_path)
+    line = next(examples(task, 1)) | change
+    line = {name: value for name, value in line.items() if value is not ...}
     Path(stage.data.validation[0]).write_text(json.dumps(line))
-    with pytest.raises(ValueError, match="dev.jsonl:1: 'pink' is no label; known: b"):
+    with pytest.raises(ValueError, match=rf"dev\.jsonl:1: .*{message}"):
+        run([stage], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "message"),
+    [
+        ("classes", {"max_length": 17}, "max_length=17 tokens, .* up to 16"),
+        ("answers", {"stride": 9}, "9 tokens for the context.*stride=9"),
+        ("sentences", {}, "by token types, of which the model has 1"),
+    ],
+)
+@pytest.mark.parametrize("later", [False, True])
+def test_what_a_model_has_no_room_for_is_refused_before_anything_is_written(
+    tmp_path, bert, task, change, message, later
+):
+    if task == "sentences":
+        bert = write_model(tmp_path / "one_type", type_vocab_size=1)
+    stage = task_stage(task, bert, tmp_path)
+    bad = dataclasses.replace(stage, data=dataclasses.replace(stage.data, **change))
+    stages = [bad]
+    if later:  # a stage that starts with what the one before it left
+        first = dataclasses.replace(task_stage("masks", bert, tmp_path), name="first")
+        stages = [first, dataclasses.replace(bad, start=TaskStart(stage="first"))]
+    with pytest.raises(ValueError, match=message):
+        run(stages, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("warmup", "told"), [(3, ""), (4, "warmup_steps=4 of train")])
+def test_a_warmup_that_fills_the_training_is_told(tmp_path, bert, capsys, warmup, told):
+    stage = task_stage("classes", bert, tmp_path, steps=4)
+    optimizer = dataclasses.replace(stage.optimizer, warmup_steps=warmup)
+    check_examples([dataclasses.replace(stage, optimizer=optimizer)])
+    said = capsys.readouterr().err
+    assert told in said and bool(said) == bool(told)
+
+
+def test_a_task_of_a_model_without_experts_splits_none(tmp_path, bert):
+    stage = task_stage("classes", bert, tmp_path)
+    stage = dataclasses.replace(stage, mesh=MeshConfig(data=1, expert=2))
+    with pytest.raises(ValueError, match="classes: .*are of models with experts"):
         run([stage], tmp_path / "out")
 
 
-def test_rows_longer_than_the_model_are_refused(tmp_path, bert):
-    stage = task_stage("classes", bert, tmp_path)
-    data = dataclasses.replace(stage.data, max_length=17)
-    with pytest.raises(ValueError, match="max_length=17 tokens, .* up to 16"):
-        run([dataclasses.replace(stage, data=data)], tmp_path / "out")
+def test_figures_of_heads_outlive_a_stage_that_starts_anew(tmp_path, monkeypatch):
+    embedding = EmbeddingConfig(pooling="mean", layer_norm=False, max_length=16)
+    encoder = make_model(config(), rngs=nnx.Rngs(0))
+    embedder = Embedder(encoder, tokenizer(), embedding)
+    monkeypatch.setattr(recipe, "_loaded", lambda model: embedder)
+    task = task_stage("classes", "a", tmp_path)
+    stage = ContrastiveStage(
+        name="pairs",
+        start=StartConfig(model="a"),
+        data=PairData(stores="pairs", query_length=8, document_length=8),
+        loss=ContrastiveLoss(temperature=0.1),
+        optimizer=task.optimizer,
+        train=task.train,
+    )
+    figures = (Figures("one", {"dev": {"accuracy": 1.0}}),)
+    carried = Carried(tokenizer(), held_out=(), figures=figures)
+    found = recipe._from_model(stage, carried)
+    assert found.figures == figures and found.model is encoder
 
 
 @pytest.mark.parametrize(

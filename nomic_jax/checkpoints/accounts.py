@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 import numpy as np
@@ -34,6 +34,7 @@ class Accounts:
     stores_decoder: bool = False
     left_over: list[str] = dataclasses.field(default_factory=list)
     checked: set[str] = dataclasses.field(default_factory=set)
+    prefix: str = ""  # that a published file's names of the encoder begin with
 
     def ours(self) -> dict[str, StoredTensor]:
         """Check a file of ours; return its parameters."""
@@ -61,6 +62,7 @@ class Accounts:
         known = places(rules, self.config)
         found: dict[tuple[str, int], list[tuple[Place, str]]] = defaultdict(list)
         decoders = []
+        prefixes: Counter[str] = Counter()
         for name in self.stored:
             if name in tied_decoders(self.config):
                 decoders.append(name)
@@ -69,8 +71,11 @@ class Accounts:
             elif name in known:
                 for place in known[name]:
                     found[place.rule.ours, place.index].append((place, name))
+                    prefixes[_prefix(place)] += place.option.inside
             elif not is_buffer(name):
                 self._problem("unused", name)
+        if prefixes:
+            self.prefix = prefixes.most_common(1)[0][0]
         tensors: dict[str, StoredTensor] = {}
         for rule in rules:
             layers = range(len(rule.layers) or 1)
@@ -92,8 +97,9 @@ class Accounts:
         layer = rule.layers[index] if rule.layers else 0
         needed = f"(needed for {rule.ours})"
         if not found:
+            prefix = self.prefix if rule.options and rule.options[0].inside else ""
             for name in rule.options[0].names if rule.options else (rule.ours,):
-                self._problem("missing", name.format(layer), needed)
+                self._problem("missing", prefix + name.format(layer), needed)
             return []
         first = found[0]
         parts: dict[int, tuple[Place, str]] = {}
@@ -109,10 +115,8 @@ class Accounts:
             if part in parts:
                 self._check(parts[part][1], (rows, *shape[1:]))
             else:
-                # The file's own prefix is what stands before the part that is there.
-                known = first[0].option.names[first[0].part].format(layer)
-                prefix = first[1].removesuffix(known)
-                self._problem("missing", prefix + name.format(layer), needed)
+                name = _prefix(first[0]) + name.format(layer)
+                self._problem("missing", name, needed)
         return [parts[part] for part in sorted(parts)]
 
     def _check(self, name: str, shape: tuple[int, ...]) -> None:
@@ -174,3 +178,8 @@ class Accounts:
             return array
 
         return StoredTensor(rule.stacked_shape(config), dtype, read)
+
+
+def _prefix(place: Place) -> str:
+    """Return what stands before the published name of a tensor that is there."""
+    return place.source.removesuffix(str(place.option))

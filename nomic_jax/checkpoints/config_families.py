@@ -132,7 +132,11 @@ def _derive_modern(values: Values, problems: list[Problem]) -> dict[str, Any]:
         return {**fields, "local_window": None, "local_rope_base": None}
     window = values.get("local_attention", 128)  # both ways together
     window = typed("local_window", "local_attention", window, problems)
-    fields["local_window"] = window // 2 if window else ...
+    if window is not None and (window < 2 or window % 2):
+        note = "(half of it lies on either side: an even number from 2 on is needed)"
+        problems.append(Problem("config", f"local_attention={window!r}", note))
+        window = 2
+    fields["local_window"] = ... if window is None else window // 2
     return fields
 
 

@@ -116,7 +116,9 @@ def _field(
 def _refusals(values: Values, fields: Values, family: Family) -> list[Problem]:
     problems = []
     mapped = {key for keys, _ in KEYS[family].values() for key in keys}
-    known = mapped | DERIVED[family] | IGNORED | IGNORED_BY[family] | set(FIXED_EXPERTS)
+    known = mapped | DERIVED[family] | IGNORED | IGNORED_BY[family]
+    if family == "nomic_bert":
+        known |= set(FIXED_EXPERTS)
     fixed = dict(FIXED[family])
     if fields.get("num_experts"):
         fixed.update(FIXED_EXPERTS)

@@ -34,7 +34,7 @@ def read_dense(folder: Path, width: int) -> Projection:
     Raises:
         CheckpointError: it is another kind of layer, or its tensors are not whole.
     """
-    values = read_json(folder / "config.json")
+    values = read_json(folder / "config.json", module=f"module {folder.name}")
     tensors, problems = open_tensors(folder)
     wrong = [str(problem) for problem in problems]
     wrong += [

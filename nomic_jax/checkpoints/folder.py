@@ -24,6 +24,7 @@ from nomic_jax.checkpoints.rules import rules_for
 from nomic_jax.checkpoints.tensor_files import write_tensors
 from nomic_jax.checkpoints.writer import model_config_json, new_folder
 from nomic_jax.config import EmbeddingConfig, ModelConfig
+from nomic_jax.fields import differing_fields
 from nomic_jax.model.encoder import NomicBert, Remat
 from nomic_jax.model.head_models import Model, head_class, make_model
 from nomic_jax.model.heads import MaskedLanguageModel
@@ -124,6 +125,13 @@ def save_model(
             f"a {type(model).__name__} cannot be saved as a model with head="
             f"{config.head!r}; give its own config"
         )
+    encoder = model if isinstance(model, NomicBert) else model.encoder
+    if wrong := differing_fields(
+        headless(encoder.config).to_json(),
+        headless(config).to_json(),
+        words="{} is {!r} in the module and {!r} in the config given",
+    ):
+        raise ValueError(f"the config is not the module's: {'; '.join(wrong)}")
     found = parameters(model)
     shapes = {rule.ours: rule.stacked_shape(config) for rule in rules_for(config)}
     for name, shape in shapes.items():

@@ -7,16 +7,20 @@ from typing import Any
 from nomic_jax.checkpoints.problems import CheckpointError
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, module: str = "") -> dict[str, Any]:
     """Read a file that holds one JSON object.
+
+    Args:
+        path: of the file.
+        module: the part of a model folder that the file's own folder is, if it is one.
 
     Raises:
         CheckpointError: there is no such file, or something else is in it.
     """
     if not path.is_file():
-        raise CheckpointError(
-            f"{path.parent} holds no {path.name}: it is not a model folder"
-        )
+        lacks = f"the model's {module} is missing or not whole"
+        why = lacks if module else "it is not a model folder"
+        raise CheckpointError(f"{path.parent} holds no {path.name}: {why}")
     values = _parse(path)
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no JSON object")

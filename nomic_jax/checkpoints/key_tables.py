@@ -155,6 +155,9 @@ IGNORED = frozenset(
     "summary_use_proj reorder_and_upcast_attn scale_attn_by_inverse_layer_idx "
     # the head's, read beside its tensors
     "id2label label2id problem_type num_labels classifier_dropout architectures "
+    # what sentence-transformers does to a cross-encoder's scores after the model (a
+    # sigmoid or nothing), which the model itself leaves as they are; and its version
+    "sentence_transformers sbert_ce_default_activation_function "
     # bookkeeping of transformers, and of generation
     "model_type auto_map torch_dtype dtype transformers_version "
     "use_cache finetuning_task task_specific_params "

@@ -54,13 +54,12 @@ def encode_questions(
         ValueError: a row has no room for more of the context than windows share, or a
             context is of characters that the tokenizer leaves out.
     """
-    frame = tokenizer.backend.num_special_tokens_to_add(is_pair=True)
-    if max_length - frame - question_length <= stride:
-        raise ValueError(
-            f"max_length={max_length} leaves {max_length - frame - question_length} "
-            f"tokens for the context beside question_length={question_length}, of "
-            f"which windows share stride={stride}; shorten one of them"
-        )
+    check_windows(
+        tokenizer,
+        max_length=max_length,
+        question_length=question_length,
+        stride=stride,
+    )
     backend = cutting(tokenizer, max_length, stride=stride, second=True)
     ids, kinds, labels, windows = [], [], [], []
     number = 0
@@ -81,6 +80,23 @@ def encode_questions(
             number += 1
     found = np.array(labels, np.int32)
     return TaskRows.of(ids, kinds if types else None, found), windows
+
+
+def check_windows(
+    tokenizer: TextTokenizer, *, max_length: int, question_length: int, stride: int
+) -> None:
+    """Refuse lengths with which a context's windows would not move on.
+
+    Raises:
+        ValueError: with the numbers.
+    """
+    frame = tokenizer.backend.num_special_tokens_to_add(is_pair=True)
+    if max_length - frame - question_length <= stride:
+        raise ValueError(
+            f"max_length={max_length} leaves {max_length - frame - question_length} "
+            f"tokens for the context beside question_length={question_length}, of "
+            f"which windows share stride={stride}; shorten one of them"
+        )
 
 
 def _label(

@@ -47,12 +47,19 @@ class HeadConfig:
             problems.append(f"kind={self.kind!r} has no labels, not {self.labels}")
         if twice := {n for n in self.labels if self.labels.count(n) > 1}:
             problems.append(f"labels listed twice: {', '.join(sorted(twice))}")
+        elif len(self.labels) == 1 and tells_apart(self):
+            problems.append(f"labels={self.labels}: two are needed to tell apart")
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout={self.dropout} must be in [0, 1)")
         elif self.dropout and self.kind not in CLASSIFIERS:
             problems.append(f"kind={self.kind!r} has no classifier to drop before")
         if problems:
             raise ValueError("head: " + "; ".join(problems))
+
+
+def tells_apart(head: HeadConfig) -> bool:
+    """Whether a head gives each text or token one of its labels, and so needs two."""
+    return head.kind == "token_classification" or head.problem == "one_label"
 
 
 _TRAINED = tuple(kind for kind in get_args(Head) if kind != "pooler")

@@ -12,12 +12,14 @@ import numpy as np
 
 from nomic_jax.config import Problem
 from nomic_jax.data.task_examples import (
+    NO_LABEL,
     ChoiceExample,
     TextExample,
     WordsExample,
     label_numbers,
+    target_numbers,
 )
-from nomic_jax.data.task_rows import NO_LABEL, TaskRows
+from nomic_jax.data.task_rows import TaskRows
 from nomic_jax.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
@@ -69,19 +71,14 @@ def encode_texts(
         problem: what the labels are; None: texts without any.
 
     Raises:
-        ValueError: a label is not known; file, line and the known ones are named.
+        ValueError: a label is not known, or a number is missing; file, line and the
+            known labels are named.
     """
     texts = [e.first if e.second is None else (e.first, e.second) for e in examples]
     ids, kinds = _encoded(texts, tokenizer, max_length, "texts")
     numbered = {name: number for number, name in enumerate(labels)}
     if problem == "regression":
-        found = np.array([example.targets for example in examples], np.float32)
-        if found.ndim != 2 or found.shape[1] != len(labels):
-            bad = next(e for e in examples if len(e.targets) != len(labels))
-            raise ValueError(
-                f"{bad.place}: {len(bad.targets)} numbers for the {len(labels)} labels "
-                f"{', '.join(labels)}"
-            )
+        found = np.array([target_numbers(e, labels) for e in examples], np.float32)
     elif problem == "many_labels":
         found = np.zeros((len(examples), len(labels)), np.float32)
         for row, example in enumerate(examples):

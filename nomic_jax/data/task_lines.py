@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from nomic_jax.config import Head
 from nomic_jax.data.task_config import HeadConfig, TaskData
 from nomic_jax.data.task_examples import (
+    NOT_TAGGED,
     ChoiceExample,
     DocumentExample,
     Example,
@@ -25,6 +26,7 @@ from nomic_jax.data.task_examples import (
     QuestionExample,
     TextExample,
     WordsExample,
+    check_seconds,
 )
 from nomic_jax.fields import nearest
 from nomic_jax.sources.jsonl import JsonLines, parse_object
@@ -48,14 +50,7 @@ def read_examples(url: str, head: HeadConfig, data: TaskData) -> list[Example]:
         read(parse_object(text, place), place, head, data)
         for place, text in source.files.read(0, len(source))
     ]
-    seconds = [getattr(example, "second", None) is not None for example in examples]
-    if any(seconds) and not all(seconds):
-        place = examples[seconds.index(not seconds[0])].place
-        told = "one" if seconds[0] else "no"
-        raise ValueError(
-            f"{place}: the lines before have {told} column 'sentence2' and this one "
-            "differs; all lines have it or none"
-        )
+    check_seconds([examples])
     return examples
 
 
@@ -71,6 +66,8 @@ def _text(row: Row, place: str, head: HeadConfig, data: TaskData) -> TextExample
     if head.problem == "regression":
         listed = value if isinstance(value, list) else [value]
         targets = tuple(_target(each, data.label, place) for each in listed)
+        if not targets:
+            raise ValueError(f"{place}: column {data.label!r} is an empty list")
         if head.labels and len(targets) != len(head.labels):
             raise ValueError(
                 f"{place}: column {data.label!r} has {len(targets)} numbers for the "
@@ -78,10 +75,11 @@ def _text(row: Row, place: str, head: HeadConfig, data: TaskData) -> TextExample
             )
     elif head.problem == "many_labels":
         names = tuple(
-            _name(each, data.label, place) for each in _list(value, data.label, place)
+            _name(each, data.label, place, head)
+            for each in _list(value, data.label, place)
         )
     else:
-        names = (_name(value, data.label, place),)
+        names = (_name(value, data.label, place, head),)
     return TextExample(
         place,
         text_of(row, data.first, place),
@@ -99,7 +97,10 @@ def _words(row: Row, place: str, head: HeadConfig, data: TaskData) -> WordsExamp
             f"{place}: {len(words)} tokens and {len(tags)} {data.tags}; one tag a "
             "token is needed"
         )
-    names = tuple(_name(tag, f"{data.tags}[{i}]", place) for i, tag in enumerate(tags))
+    names = tuple(
+        tag if tag == NOT_TAGGED else _name(tag, f"{data.tags}[{i}]", place, head)
+        for i, tag in enumerate(tags)
+    )
     return WordsExample(place, words, names)
 
 
@@ -199,10 +200,15 @@ def _texts(row: Row, column: str, place: str) -> tuple[str, ...]:
     return tuple(check_text(t, f"{column}[{i}]", place) for i, t in enumerate(given))
 
 
-def _name(value: object, column: str, place: str) -> Name:
+def _name(value: object, column: str, place: str, head: HeadConfig) -> Name:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
+        if value < 0 and str(value) not in head.labels:
+            raise ValueError(
+                f"{place}: column {column!r} is {value}, which data sets write where "
+                "there is no label; leave such lines out, or list it in head.labels"
+            )
         return value
     if isinstance(value, str) and value.strip():
         return value

@@ -16,9 +16,8 @@ from nomic_jax.batch import MaskedTokens, StepBatch, TaskBatch, Tokens
 from nomic_jax.data.fitting import host_problems
 from nomic_jax.data.mlm import Masking, corrupt
 from nomic_jax.data.permutation import permute
+from nomic_jax.data.task_examples import NO_LABEL
 from nomic_jax.tokenizer import bucket, pad
-
-NO_LABEL = -1  # of a token that is asked for none
 
 
 class Rows(NamedTuple):

@@ -245,7 +245,8 @@ def _answers(
         length = span - span[:, None]
         pairs = np.where((length >= 0) & (length < longest), pairs, -np.inf)
         start, stop = np.unravel_index(pairs.argmax(), pairs.shape)
-        text = context[window.spans[start, 0] : window.spans[stop, 1]]
+        # Tokens of many vocabularies begin with the space before their word.
+        text = context[window.spans[start, 0] : window.spans[stop, 1]].strip()
         best[window.example] = max(
             best[window.example], (float(pairs[start, stop]), text)
         )

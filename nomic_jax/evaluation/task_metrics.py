@@ -26,18 +26,19 @@ def class_metrics(
     """Compare classes: accuracy, F1 and Matthews' correlation, each 0 where undefined.
 
     F1 is that of class 1 where there are two, as GLUE has it, else the mean over the
-    classes.
+    classes that are true or predicted of any.
     """
     table = np.zeros((classes, classes))
     np.add.at(table, (gold, predicted), 1)
     right, truly, said = np.diag(table), table.sum(axis=1), table.sum(axis=0)
     f1 = 2 * right / np.maximum(truly + said, 1)
+    there = truly + said > 0
     total = table.sum()
     covariance = right.sum() * total - truly @ said
     spread = np.sqrt((total**2 - truly @ truly) * (total**2 - said @ said))
     return {
         "accuracy": float(right.sum() / max(total, 1)),
-        "f1": float(f1[1] if classes == 2 else f1.mean()),
+        "f1": float(f1[1] if classes == 2 else f1[there].mean()),
         "matthews": float(covariance / spread) if spread else 0.0,
     }
 
@@ -75,24 +76,34 @@ def answer_metrics(
 ) -> dict[str, float]:
     """Compare answers with all that are right, and take the best; "" is no answer.
 
-    Case, punctuation, articles and spaces do not count.
+    Case, punctuation, articles and spaces do not count; a right answer of nothing else
+    is left out.
     """
     exact, f1 = [], []
     for answer, right in zip(predicted, gold, strict=True):
         ours = _words(answer)
-        theirs = [_words(each) for each in right] or [[]]
+        theirs = [words for words in map(_words, right) if words] or [[]]
         exact.append(max(float(ours == each) for each in theirs))
         f1.append(max(_overlap(ours, each) for each in theirs))
     return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(f1))}
 
 
 def tag_metrics(
-    predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]
+    predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str | None]]
 ) -> dict[str, float]:
-    """Compare the tags of words: accuracy, and of B- and I- tags those of entities."""
-    pairs = list(zip(predicted, gold, strict=True))
+    """Compare the tags of words: accuracy, and of B- and I- tags those of entities.
+
+    Words whose right tag is None are left out.
+    """
+    pairs = [
+        (
+            [ours for ours, true in zip(p, g, strict=True) if true is not None],
+            [true for true in g if true is not None],
+        )
+        for p, g in zip(predicted, gold, strict=True)
+    ]
     same = [ours == true for p, g in pairs for ours, true in zip(p, g, strict=True)]
-    found = {"accuracy": float(np.mean(same))}
+    found = {"accuracy": float(np.mean(same or [0.0]))}
     every = {tag for _, tags in pairs for tag in tags} - {"O"}
     if not all(tag.startswith(("B-", "I-")) for tag in every):
         return found

@@ -7,7 +7,7 @@ import numpy as np
 
 from nomic_jax.config import Head
 from nomic_jax.data.task_config import MASKED, TaskData
-from nomic_jax.data.task_examples import label_numbers
+from nomic_jax.data.task_examples import NO_LABEL, label_numbers
 from nomic_jax.data.task_sets import TaskEncoding
 from nomic_jax.evaluation.predictions import (
     encoding_of,
@@ -73,7 +73,10 @@ def _gold_texts(encoding: TaskEncoding, examples: Sequence[Any]) -> list[Any]:
 def _gold_words(encoding: TaskEncoding, examples: Sequence[Any]) -> list[Any]:
     numbers = _numbers(encoding)
     return [
-        tuple(encoding.labels[i] for i in label_numbers(example, numbers))
+        tuple(
+            None if number == NO_LABEL else encoding.labels[number]
+            for number in label_numbers(example, numbers)
+        )
         for example in examples
     ]
 

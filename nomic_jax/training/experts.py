@@ -40,7 +40,12 @@ class ExpertsConfig:
 
 
 def check_experts(
-    stage: str, config: ModelConfig, experts: ExpertsConfig, mesh: MeshConfig
+    stage: str,
+    config: ModelConfig,
+    experts: ExpertsConfig,
+    mesh: MeshConfig,
+    *,
+    devices: int | None = None,
 ) -> ExpertsConfig | None:
     """Return what an objective is told of a model's experts; None: it has none.
 
@@ -49,13 +54,17 @@ def check_experts(
         config: of the model that it trains.
         experts: its settings.
         mesh: its mesh.
+        devices: that the mesh is laid over; None: all there are.
 
     Raises:
         ValueError: experts are to be balanced or split where there are none.
     """
     if config.num_experts:
         return experts
-    if experts != ExpertsConfig() or mesh.expert not in (1, -1):
+    split = mesh.expert
+    if split == -1:  # the devices that the other axes leave
+        split = (devices or jax.device_count()) // (mesh.data * mesh.fsdp * mesh.tensor)
+    if experts != ExpertsConfig() or split > 1:
         raise ValueError(
             f"{stage}: experts.balance_coefficient={experts.balance_coefficient}, "
             f"experts.count_padding={experts.count_padding}, mesh.expert={mesh.expert} "

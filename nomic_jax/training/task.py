@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from nomic_jax import hosts
 from nomic_jax.batch import TaskBatch
 from nomic_jax.config import ModelConfig
-from nomic_jax.data.task_config import SENTENCES, HeadConfig, TaskData
+from nomic_jax.data.task_config import HeadConfig, TaskData
 from nomic_jax.data.task_examples import Example
 from nomic_jax.data.task_rows import TaskBatches
 from nomic_jax.data.task_sets import TaskEncoding
@@ -24,6 +24,7 @@ from nomic_jax.sharding import MeshConfig, host_share, put_batch
 from nomic_jax.sources.source import source_name
 from nomic_jax.storage import exists, join, read_json, write_json
 from nomic_jax.tokenizer import TextTokenizer
+from nomic_jax.training.experts import ExpertsConfig, check_experts
 from nomic_jax.training.flops import forward_flops, text_lengths
 from nomic_jax.training.loop import LoopConfig, train
 from nomic_jax.training.optimizer import (
@@ -34,6 +35,7 @@ from nomic_jax.training.optimizer import (
 from nomic_jax.training.placement import MemoryConfig, Placement, place_state
 from nomic_jax.training.run_folder import RunFolder
 from nomic_jax.training.steps import TrainState, make_update
+from nomic_jax.training.task_model import check_model
 from nomic_jax.training.task_objective import task_objective
 
 DATA_FILE = "data.json"  # what a stage began with
@@ -115,23 +117,20 @@ def task_encoding(
         ValueError: the rows are longer than the model's positions, or it cannot tell
             two sentences.
     """
-    length, most = stage.data.max_length, config.trained_positions
-    if length > most and config.rope_scaling_factor is None:
-        raise ValueError(
-            f"{stage.name} has rows of max_length={length} tokens, the model was "
-            f"trained on up to {most}"
-        )
+    check_model(
+        stage.name,
+        stage.head,
+        stage.data,
+        trained_positions=config.trained_positions,
+        type_vocab_size=config.type_vocab_size,
+        stretched=config.rope_scaling_factor is not None,
+    )
     if tokenizer.size > config.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.size} tokens and the model's table "
             f"{config.vocab_size} rows; they do not belong together"
         )
     types = config.type_vocab_size > 1
-    if stage.head.kind in SENTENCES and not types:
-        raise ValueError(
-            f"{stage.name}: head.kind={stage.head.kind!r} tells two sentences by token "
-            f"types, of which the model has {config.type_vocab_size}"
-        )
     return TaskEncoding(
         stage.head, stage.data, tokenizer, types, labels, stage.train.seed
     )
@@ -183,9 +182,11 @@ def train_task(
 
     Raises:
         ValueError: an example does not fit, or the examples are not those the stage
-            began with; the mesh does not fit the devices or the model.
+            began with; the mesh does not fit the devices or the model, or splits
+            experts where there are none.
     """
     settings, config = stage.train, model.encoder.config
+    check_experts(stage.name, config, ExpertsConfig(), stage.mesh)
     batches = task_batches(stage, encoding, examples)
     placement = Placement.of(
         stage.mesh,

@@ -13,11 +13,51 @@ from flax import nnx
 from nomic_jax.checkpoints.folder import parameters
 from nomic_jax.checkpoints.reader import headless
 from nomic_jax.config import ModelConfig
-from nomic_jax.data.task_config import CLASSIFIERS, MASKED, HeadConfig
+from nomic_jax.data.task_config import (
+    CLASSIFIERS,
+    MASKED,
+    SENTENCES,
+    HeadConfig,
+    TaskData,
+)
 from nomic_jax.model.encoder import NomicBert, Remat
 from nomic_jax.model.head_models import Model, make_model
 from nomic_jax.model.heads import EncoderWithHead
 from nomic_jax.training.optimizer import like_named, named_arrays
+
+
+def check_model(
+    stage: str,
+    head: HeadConfig,
+    data: TaskData,
+    *,
+    trained_positions: int,
+    type_vocab_size: int,
+    stretched: bool = False,
+) -> None:
+    """Refuse a model whose positions or token types are too few for a stage.
+
+    Args:
+        stage: its name, for errors.
+        head: that it trains.
+        data: lengths of its rows.
+        trained_positions: of the model.
+        type_vocab_size: of the model.
+        stretched: whether it takes longer rows by scaling its rotary positions.
+
+    Raises:
+        ValueError: with the numbers.
+    """
+    if data.max_length > trained_positions and not stretched:
+        raise ValueError(
+            f"{stage} has rows of max_length={data.max_length} tokens, the model was "
+            f"trained on up to {trained_positions}"
+        )
+    if head.kind in SENTENCES and type_vocab_size < 2:
+        raise ValueError(
+            f"{stage}: head.kind={head.kind!r} tells two sentences by token types, of "
+            f"which the model has {type_vocab_size}"
+        )
 
 
 def config_with_head(
