@@ -157,12 +157,10 @@ class NomicBert(nnx.Module):
         x, seen = self._through_layers(x, context, state=states, attention=attention)
         if self.final_norm is not None:
             x = self.final_norm(x).astype(self.dtype)
-        if seen.state is not None:
-            between = seen.state[:-1]  # the last one is normed, where models norm it
-            seen = dataclasses.replace(
-                seen, state=jnp.concatenate([embedded[None], between, x[None]])
-            )
-        return Encoding(x, seen.routing, seen.state, seen.attention)
+        each_state = None
+        if seen.state is not None:  # the last is normed, where models norm it
+            each_state = jnp.concatenate([embedded[None], seen.state[:-1], x[None]])
+        return Encoding(x, seen.routing, each_state, seen.attention)
 
     def _embedded(self, tokens: Tokens) -> Float[Array, "B S D"]:
         """Add up what the tables have for each token."""
