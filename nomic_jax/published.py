@@ -23,29 +23,20 @@ _NOMIC_BERT = ModelConfig(
     trained_positions=2048,
 )
 
-_NOMIC_XLM = ModelConfig(
+_NOMIC_XLM = dataclasses.replace(
+    _NOMIC_BERT,
     vocab_size=250048,
     type_vocab_size=1,
-    num_layers=12,
-    width=768,
-    num_heads=12,
-    mlp_width=3072,
     layer_norm_epsilon=1e-5,
     rope_base=10000.0,
-    trained_positions=2048,
     activation="gelu",
     bias=True,
     pad_token_id=1,
 )
 
-_BERT = ModelConfig(
+_BERT = dataclasses.replace(
+    _NOMIC_BERT,
     vocab_size=30522,
-    type_vocab_size=2,
-    num_layers=12,
-    width=768,
-    num_heads=12,
-    mlp_width=3072,
-    layer_norm_epsilon=1e-12,
     rope_base=None,
     trained_positions=512,
     activation="gelu",

@@ -17,9 +17,7 @@ from nomic_jax.model.encoder import NomicBert
 class StartConfig:
     """The model that training starts with."""
 
-    model: str = (
-        ""  # folder or hub id; empty: a fresh one, or what the stage before left
-    )
+    model: str = ""  # folder or hub id; empty: fresh, or what the stage before left
     num_experts: int = 0  # to make of each MLP of layers 1, 3, 5...; 0: leave them
     experts_per_token: int = 2  # of those experts
     keep_biases: bool = True  # give experts the MLP's biases; Nomic's code dropped them
