@@ -63,6 +63,8 @@ def override(stages: Sequence[Stage], arguments: Sequence[str]) -> tuple[Stage, 
         run,
         args=expanded,
         prog="train.py --config CONFIG [--out DIR]",
+        # A section of several kinds keeps the one that the config chose.
+        config=(tyro.conf.AvoidSubcommands,),
         description="Fields of the config's stages. --section.field VALUE, without the "
         "stage's name, sets every stage that has the field. DIR: runs/CONFIG's name.",
     )

@@ -22,7 +22,7 @@ from nomic_jax.evaluation.extras import extra
 from nomic_jax.held_out import check_sts
 from nomic_jax.stages import Stage, is_place
 from nomic_jax.storage import check_out, exists, join
-from nomic_jax.store.corpus import PAIRS, TEXT
+from nomic_jax.store.collection import PAIRS, TEXT
 from nomic_jax.store.store import Store, open_stores
 from nomic_jax.task_run import check_examples
 from nomic_jax.tokenizer import TextTokenizer

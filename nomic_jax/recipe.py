@@ -32,15 +32,16 @@ from nomic_jax.results import Carried, finish
 from nomic_jax.shared_folder import check_shared, wait_to_see
 from nomic_jax.stages import KINDS, Stage, check_stages, resolve
 from nomic_jax.storage import join, read_bytes
+from nomic_jax.store.collection import PAIRS, TEXT
 from nomic_jax.store.corpus import (
-    PAIRS,
     SOURCES,
-    TEXT,
     PrepareStage,
     is_prepared,
     prepare,
     read_sources,
+    write_sources,
 )
+from nomic_jax.store.places import PlacesConfig, prepare_places
 from nomic_jax.store.store import open_stores
 from nomic_jax.task_run import begin_task, trained_task
 from nomic_jax.tokenizer import TextTokenizer
@@ -125,10 +126,15 @@ def _prepared(stage: PrepareStage, folder: RunFolder) -> Carried:
     def work() -> None:
         if is_prepared(folder.place):
             return
-        given = stage.data.tokenizer
-        tokenizer = tokenizer_of(given) if given else None
+        data = stage.data
+        tokenizer = tokenizer_of(data.tokenizer) if data.tokenizer else None
+        if isinstance(data, PlacesConfig):
+            assert tokenizer is not None, "a PlacesConfig names its tokenizer"
+            prepare_places(data, folder.place, tokenizer)
+            write_sources(folder.place, (), fingerprint=tokenizer.digest)
+            return
         with written_here(folder.place, last=SOURCES) as path:
-            prepare(stage.data, path, tokenizer=tokenizer)
+            prepare(data, path, tokenizer=tokenizer)
 
     hosts.from_first(stage.name, work)
     wait_to_see(join(folder.place, SOURCES))

@@ -4,9 +4,11 @@ The fields of a stage are sections, dataclasses themselves; `--section.field VAL
 every stage that has the field, `--STAGE.section.field VALUE` one.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import keyword
+import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +41,8 @@ RESERVED = ("model",)  # what else a run writes into its folder
 def load_stages(path: Path) -> tuple[Stage, ...]:
     """Run a config file and return the stages it defines.
 
+    It may import those beside it, `import mlm`, and build on their stages.
+
     Raises:
         ValueError: there is no such file, or what it defines is not a run.
     """
@@ -50,7 +54,8 @@ def load_stages(path: Path) -> tuple[Stage, ...]:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with _beside(path):
+            spec.loader.exec_module(module)
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
@@ -64,6 +69,22 @@ def load_stages(path: Path) -> tuple[Stage, ...]:
         raise ValueError(f"{path} must define `stages`, a tuple of stages")
     check_stages(stages)
     return stages
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[None]:
+    """Let a file import its neighbours; a file of another folder gets its own ones."""
+    folder = str(path.parent.resolve())
+    sys.path.insert(0, folder)
+    known = set(sys.modules)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        for name in set(sys.modules) - known:
+            origin = getattr(sys.modules[name], "__file__", None)
+            if origin and Path(origin).parent == Path(folder):
+                del sys.modules[name]
 
 
 def resolve(stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:

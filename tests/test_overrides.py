@@ -5,6 +5,7 @@ import pytest
 from nomic_jax.data.listed import PairSourceConfig
 from nomic_jax.overrides import override
 from nomic_jax.store.corpus import PrepareConfig, PrepareStage
+from nomic_jax.store.places import PlacesConfig
 from nomic_jax.training.contrastive import ContrastiveStage, PairData
 from nomic_jax.training.loop import LoopConfig
 from nomic_jax.training.losses import ContrastiveLoss
@@ -53,6 +54,15 @@ def test_a_field_is_set_in_every_stage_that_has_it():
         assert stages[name].train == dataclasses.replace(LOOP, steps=9)
         assert stages[name].optimizer.learning_rate == 2e-4
     assert stages["prepare"] == STAGES[0]
+
+
+def test_a_section_of_several_kinds_keeps_the_one_it_has():
+    places = PlacesConfig(tokenizer="bert", text=("a.txt",), row_length=8)
+    stages = (PrepareStage(name="prepare", data=places), *STAGES[1:])
+    (found, *_) = override(stages, ["--data.row_length=7", "--prepare.data.text", "b"])
+    assert found.data == dataclasses.replace(places, text=("b",), row_length=7)
+    with pytest.raises(ValueError, match="no stage has a field 'data.held_out'"):
+        override(stages, ["--data.held_out=3"])
 
 
 def test_a_stages_name_sets_one():

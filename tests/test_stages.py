@@ -1,4 +1,6 @@
 import dataclasses
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,6 +149,21 @@ def test_every_problem_is_named_at_once():
         check_stages((MLM, change(PRETRAIN, stores="prepare"), MLM))
     for part in ("mlm takes its data", "pretrain takes its data", "two stages"):
         assert part in str(caught.value)
+
+
+def test_a_config_builds_on_its_own_neighbours(tmp_path):
+    quickstart = (CONFIGS / "quickstart.py").read_text()
+    for name, steps in (("one", 3), ("two", 4)):
+        folder = tmp_path / name
+        folder.mkdir()
+        small = re.sub(r"steps=150", f"steps={steps}", quickstart)
+        (folder / "small.py").write_text(small)
+        (folder / "chain.py").write_text("import small\nstages = small.stages[:2]")
+        stages = load_stages(folder / "chain.py")
+        assert [stage.name for stage in stages] == ["prepare", "mlm"]
+        assert stages[1].train.steps == steps
+    assert "small" not in sys.modules
+    assert str(tmp_path / "one") not in sys.path
 
 
 def test_a_missing_config_names_the_nearest(tmp_path):

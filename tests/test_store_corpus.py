@@ -91,6 +91,31 @@ def test_nothing_held_out_is_in_the_text_trained_on(done):
     assert len(texts) == len(set(texts))  # a shared document is read once
 
 
+def test_each_file_of_a_pattern_is_a_source_of_its_own(tmp_path):
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    _, pairs = write(folder)
+    shared = Pair("what is shared", pairs[0].document)
+    write_pairs(
+        folder / "other.jsonl.gz",
+        [shared, *(Pair(f"other {i}", f"text {i}") for i in range(40))],
+    )
+    made = tmp_path / "made"
+    prepare(config(folder / "*.jsonl*", limit=30), made)
+    train, held_out = (read_sources(made, part) for part in ("train", "held_out"))
+    assert [source.name for source in train] == ["mine", "other"]
+    assert [len(source) for source in train] == [30, 30]
+    # A document's queries stay together, so that a few more may be held out.
+    assert [len(source) for source in held_out] == [pytest.approx(24, abs=1), 8]
+    assert set(open_stores(made / PAIRS)) == {"mine", "other"}
+    texts = documents_of(made)
+    assert len(texts) == len(set(texts)) == 30 + 30
+    out = {text for s in held_out for p in s.pairs for text in (p.query, p.document)}
+    assert not out & set(texts)
+    with pytest.raises(ValueError, match=r"no file matches .*\*\.json"):
+        prepare(config(folder / "no*.jsonl"), tmp_path / "none")
+
+
 def test_a_query_held_out_elsewhere_is_no_text(tmp_path):
     path = tmp_path / "mine.jsonl"
     pairs = [Pair("the same question", f"answer {i} to it all") for i in range(20)]

@@ -9,6 +9,7 @@ from nomic_jax.sources.files import cannot_read
 from nomic_jax.store.manifest import read_manifest
 
 STORES = "stores.json"  # the names of the stores, written last
+TEXT, PAIRS = "text", "pairs"  # a stage's folders of stores
 
 
 def read_names(url: str | Path) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nomic_jax.folder_copy import read_here
+from nomic_jax.sources.files import matching
 from nomic_jax.sources.jsonl import (
     JsonLines,
     read_pairs,
@@ -19,11 +20,12 @@ from nomic_jax.sources.jsonl import (
 from nomic_jax.sources.pairs import PairSource, fingerprint, split_held_out, stable_hash
 from nomic_jax.sources.python_sources import python_corpus
 from nomic_jax.storage import exists, join, read_json, write_json
+from nomic_jax.store.collection import PAIRS, TEXT
+from nomic_jax.store.places import PlacesConfig
 from nomic_jax.store.prepare import prepare_collection
 from nomic_jax.store.rules import PairRule, RowRule
 from nomic_jax.tokenizer import TextTokenizer
 
-TEXT, PAIRS = "text", "pairs"  # folders of token stores
 SOURCES = "sources.json"  # written last, so that its presence says all is there
 PYTHON = "python"  # stands for this installation's sources where a file may stand
 
@@ -32,16 +34,18 @@ PYTHON = "python"  # stands for this installation's sources where a file may sta
 class PrepareConfig:
     """Where a run's text comes from, and what is held out of it."""
 
-    pairs: str  # "python": this installation's sources; else a JSONL file of pairs
+    # "python": this installation's sources; else a JSONL file of pairs, or a pattern
+    # of such files, `pairs/*.jsonl.gz`, each of which is a source of its own.
+    pairs: str
     held_out: int = 1000  # pairs of a source kept for evaluation, at most
-    held_out_share: float = 0.1  # of a JSONL file's pairs, for evaluation
-    limit: int = 20_000  # training pairs of a source, and texts of the MLM, at most
+    held_out_share: float = 0.1  # of a file's pairs, for evaluation
+    limit: int = 20_000  # training pairs of a source, and texts of it, at most
     tokenizer: str = ""  # folder or hub id; empty: one is trained on the text
     vocab_size: int = 8192  # tokens of the WordPiece vocabulary that is trained
     row_length: int  # tokens of a packed row of the MLM's text
     query_length: int  # tokens; longer queries are cut
     document_length: int  # tokens; longer documents are cut
-    seed: int = 0  # of what is held out of a JSONL file
+    seed: int = 0  # of what is held out of a file
     workers: int = 1  # processes that tokenise
 
     def __post_init__(self) -> None:
@@ -59,10 +63,10 @@ class PrepareConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrepareStage:
-    """Collect text, hold a part of it out, train a tokenizer, tokenise."""
+    """Tokenise: a small corpus with a part of it held out, or sources of any size."""
 
     name: str
-    data: PrepareConfig
+    data: PrepareConfig | PlacesConfig
 
 
 def prepare(
@@ -87,24 +91,7 @@ def prepare(
         )
         train, held_out, texts = corpus.train, corpus.held_out, corpus.texts
     else:
-        kept, out = split_held_out(
-            read_pairs(Path(config.pairs)),
-            share=config.held_out_share,
-            seed=config.seed,
-            at_most=config.held_out,
-        )
-        chosen = sorted(kept.pairs, key=lambda p: stable_hash(p.query + p.document))
-        train = (dataclasses.replace(kept, pairs=chosen[: config.limit]),)
-        held_out = (out,)
-        # A text that several pairs share is read once; a held-out one, never.
-        unseen = {text for p in out.pairs for text in (p.query, p.document)}
-        texts = [
-            text
-            for text in dict.fromkeys(
-                text for p in train[0].pairs for text in (p.query, p.document)
-            )
-            if text not in unseen
-        ][: config.limit]
+        train, held_out, texts = _own_corpus(config)
     if tokenizer is None:
         tokenizer = TextTokenizer.train(texts, vocab_size=config.vocab_size)
     for name in (TEXT, PAIRS):  # of an earlier try that did not end
@@ -131,6 +118,33 @@ def prepare(
         workers=config.workers,
     )
     write_sources(folder, train, fingerprint=fingerprint((*train, *held_out), texts))
+
+
+def _own_corpus(
+    config: PrepareConfig,
+) -> tuple[tuple[PairSource, ...], tuple[PairSource, ...], list[str]]:
+    """Read one's own files: pairs to train on, those held out, and the MLM's texts."""
+    train, held_out = [], []
+    for file in matching(config.pairs):
+        kept, out = split_held_out(
+            read_pairs(Path(file)),
+            share=config.held_out_share,
+            seed=config.seed,
+            at_most=config.held_out,
+        )
+        chosen = sorted(kept.pairs, key=lambda p: stable_hash(p.query + p.document))
+        train.append(dataclasses.replace(kept, pairs=chosen[: config.limit]))
+        held_out.append(out)
+    # A text that several pairs share is read once; a held-out one, never.
+    unseen = {
+        text for out in held_out for p in out.pairs for text in (p.query, p.document)
+    }
+    texts: dict[str, None] = {}
+    for source in train:
+        own = [text for p in source.pairs for text in (p.query, p.document)]
+        new = [t for t in dict.fromkeys(own) if t not in unseen and t not in texts]
+        texts |= dict.fromkeys(new[: config.limit])
+    return tuple(train), tuple(held_out), list(texts)
 
 
 def write_training_pairs(
@@ -170,7 +184,7 @@ def write_training_pairs(
 
 
 def write_sources(
-    folder: Path, sources: Sequence[PairSource], *, fingerprint: str
+    folder: str | Path, sources: Sequence[PairSource], *, fingerprint: str
 ) -> None:
     """Write what the JSONL files of pairs do not say: names, prefixes, counts."""
     value = {
@@ -185,12 +199,14 @@ def write_sources(
             for source in sources
         ],
     }
-    write_json(folder / SOURCES, value)
+    write_json(join(folder, SOURCES), value)
 
 
 def read_sources(folder: str | Path, part: str) -> tuple[PairSource, ...]:
     """Read the sources of a stage's folder, the part `train` or `held_out`."""
     described = read_json(join(folder, SOURCES))["sources"]
+    if not described:  # of places, whose text stays where it is
+        return ()
     with read_here(join(folder, part)) as texts:
         return tuple(
             read_pairs(

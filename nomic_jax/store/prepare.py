@@ -126,7 +126,7 @@ def prepare_collection(
         for source, rule in named_sources
     }
     try:
-        _write_tokenizer(tokenizer, out_url)
+        write_tokenizer(tokenizer, out_url)
         write_names(out_url, names, tokenizer_digest=tokenizer.digest)
     except OSError as error:
         if not is_full(error):
@@ -221,7 +221,8 @@ def _loaded(tokenizer: TextTokenizer | str | Path) -> TextTokenizer:
     return TextTokenizer.from_folder(Path(tokenizer))
 
 
-def _write_tokenizer(tokenizer: TextTokenizer, out_url: str | Path) -> None:
+def write_tokenizer(tokenizer: TextTokenizer, out_url: str | Path) -> None:
+    """Write a tokenizer's files into a folder, local or at a URL."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(Path(folder))
         for path in sorted(Path(folder).iterdir()):
