@@ -14,6 +14,10 @@ from typing import Annotated, Literal
 
 import tyro
 
+from nomic_jax.evaluate_command import Evaluate, evaluate
+from nomic_jax.filter_pairs_command import FilterPairs, filter_pairs
+from nomic_jax.glue_command import Glue, glue
+from nomic_jax.mine_negatives_command import MineNegatives, mine_negatives
 from nomic_jax.plan_command import Plan, plan
 from nomic_jax.prepare_command import Prepare, prepare
 
@@ -59,6 +63,19 @@ class Verify:
     model: Model  # folder or hub id
 
 
+COMMANDS = (
+    Embed
+    | Evaluate
+    | FillMask
+    | FilterPairs
+    | Glue
+    | MineNegatives
+    | Plan
+    | Prepare
+    | Verify
+)
+
+
 def main() -> None:
     """Run `nomic-jax` on the process's arguments and exit."""
     sys.exit(nomic_jax(sys.argv[1:]))
@@ -66,7 +83,7 @@ def main() -> None:
 
 def nomic_jax(arguments: Sequence[str]) -> int:
     """Run one subcommand and return the exit status."""
-    commands, given = Embed | FillMask | Plan | Prepare | Verify, list(arguments)
+    commands, given = COMMANDS, list(arguments)
     fields: list[str] = []  # of a config, which only its stages know
     if given[:1] == ["plan"]:
         chosen, fields = tyro.cli(
@@ -79,8 +96,16 @@ def nomic_jax(arguments: Sequence[str]) -> int:
         match chosen:
             case Embed():
                 return embed(chosen)
+            case Evaluate():
+                return evaluate(chosen)
             case FillMask():
                 return fill_mask(chosen)
+            case FilterPairs():
+                return filter_pairs(chosen)
+            case Glue():
+                return glue(chosen)
+            case MineNegatives():
+                return mine_negatives(chosen)
             case Plan():
                 return plan(chosen, fields)
             case Prepare():

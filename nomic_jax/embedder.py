@@ -154,6 +154,7 @@ class Embedder:
         *,
         task: str,
         dim: int | None = None,
+        normalize: bool = True,
         on_too_long: OnTooLong = "cut",
         progress: bool = False,
     ) -> Float32[np.ndarray, "texts E"]:
@@ -164,12 +165,14 @@ class Embedder:
                 them here.
             task: a name of the model's prompts, such as `search_query`, `clustering`.
             dim: Matryoshka dimension, None for the full width.
+            normalize: scale to unit length; without it the vector is cut alone, as
+                classifiers on embeddings are evaluated.
             on_too_long: `cut` shortens texts over the maximum length and warns once
                 with their number; `error` refuses them.
             progress: show a bar with the tokens per second and the time left.
 
         Returns:
-            Rows of length 1.
+            Rows of length 1, unless `normalize` is off.
 
         Raises:
             ValueError: the task or the dimension is not the model's, a text is empty,
@@ -178,6 +181,7 @@ class Embedder:
         from tqdm import tqdm
 
         width = self._checked_dim(dim)
+        cut = _cut if normalize else _sliced
         rows = tokenize(
             texts,
             self.tokenizer,
@@ -199,7 +203,7 @@ class Embedder:
             for members, tokens in self._batches(rows):
                 tokens = spread_rows(tokens, self.model)
                 pooled = _pooled(self.model, self.projection, tokens, self.config)
-                pending.append((members, _cut(pooled, width)))
+                pending.append((members, cut(pooled, width)))
                 if len(pending) > 1:  # the next batch is under way: this one is awaited
                     collect()
             while pending:
@@ -257,3 +261,4 @@ def _pooled(
 
 # Compiled apart from the encoder, so that another dimension costs no new encoder.
 _cut = jax.jit(matryoshka, static_argnums=1)
+_sliced = jax.jit(lambda pooled, dim: pooled[:, :dim], static_argnums=1)

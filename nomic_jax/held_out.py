@@ -1,4 +1,4 @@
-"""What a run's model is measured on: held-out pairs, and sentence pairs with scores.
+"""What a run's model is measured on: held-out pairs, and tasks that the config names.
 
 The first host measures, on its own devices; the others wait and get the figures.
 """
@@ -9,19 +9,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nomic_jax import hosts
-from nomic_jax.evaluation.extras import extra
-from nomic_jax.evaluation.retrieval import evaluate, task_from_pairs
-from nomic_jax.evaluation.sts import SentencePairs, read_sts, spearman
+from nomic_jax.evaluation.embedders import with_all_prompts
+from nomic_jax.evaluation.judged import NONE, JudgedRetrieval
+from nomic_jax.evaluation.kinds import Task, open_tasks
+from nomic_jax.evaluation.measure import metrics_of
+from nomic_jax.evaluation.measure_all import measure_all
+from nomic_jax.evaluation.retrieval import task_from_pairs
+from nomic_jax.evaluation.stage import EvaluateStage
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.own_devices import on_own_devices
 from nomic_jax.report import EvaluationRow, format_table
-from nomic_jax.results import Carried
+from nomic_jax.results import Carried, Figures
 from nomic_jax.storage import exists, join, read_json, write_json
 from nomic_jax.training.contrastive import ContrastiveStage
 from nomic_jax.training.mlm import MlmStage
 from nomic_jax.training.run_folder import RunFolder
-
-STS_TASK = "classification"  # whose prefix Nomic's models get for it in MTEB
 
 
 def measured(
@@ -45,57 +47,110 @@ def measured(
 def _figures(carried: Carried) -> dict[str, dict[str, float]]:
     """Measure retrieval on the held-out pairs of each source."""
     embedder = carried.embedder
-    return {
-        source.name: evaluate(
-            task_from_pairs(source.name, source.pairs),
-            *embedder.encoders(source.query_prefix, source.document_prefix),
+    return {task.name: metrics_of(task, embedder) for task in _tasks(carried)}
+
+
+def _tasks(carried: Carried) -> tuple[Task, ...]:
+    """Make a task of each source's held-out pairs, with the source's own prompts."""
+    config, found = carried.embedder.config, []
+    for source in carried.held_out:
+        pairs = task_from_pairs(source.name, source.pairs)
+        judged = JudgedRetrieval(
+            queries=pairs.queries,
+            documents=pairs.documents,
+            relevance=tuple(dict.fromkeys(numbers, 1) for numbers in pairs.relevant),
+            own=(NONE,) * len(pairs.queries),
+            left_out={},
+            query_prompt=config.task_of(source.query_prefix),
+            document_prompt=config.task_of(source.document_prefix),
         )
-        for source in carried.held_out
-    }
+        found.append(Task("retrieval", source.name, "held out", judged))
+    return tuple(found)
 
 
-def check_sts(stages: Sequence[object]) -> None:
-    """Refuse a file of sentence pairs that cannot be read, before anything is trained.
+def evaluated(stage: EvaluateStage, carried: Carried, folder: RunFolder) -> Carried:
+    """Measure the model on a stage's tasks, or on the held-out pairs.
+
+    Tables and plots go into the stage's folder, the main figures into the report. What
+    was measured before a stop is read from there.
 
     Raises:
-        ValueError: with the file and the line.
+        ValueError: a task cannot be read, or the model cannot take a dimension or a
+            length.
+    """
+    config = stage.evaluation
+
+    def work() -> dict[str, dict[str, float]]:
+        found = measure_all(
+            carried.embedder,
+            open_tasks(config.tasks) or _tasks(carried),
+            source=f"before {stage.name}",
+            out=folder.place,
+            dims=config.dims,
+            lengths=config.lengths,
+            precisions=config.precisions,
+            rotary_scaling_factor=config.rotary_scaling_factor,
+        )
+        return {
+            f"{each.task} at {each.length} tokens, {found.tasks[each.task]['main']}": {
+                f"{figures.dim} {figures.precision}": figures.metrics[
+                    found.tasks[each.task]["main"]
+                ]
+                for figures in each.figures
+            }
+            for each in found.measured
+        }
+
+    shown = Figures(stage.name, hosts.from_first(stage.name, work))
+    return dataclasses.replace(carried, figures=(*carried.figures, shown))
+
+
+def check_tasks(stages: Sequence[object]) -> None:
+    """Refuse tasks that cannot be read, before anything is trained.
+
+    Raises:
+        ValueError: with the task, the file and the line.
     """
     for stage in stages:
-        if isinstance(stage, MlmStage | ContrastiveStage) and stage.train.sts:
-            read_sts(stage.train.sts)
-            extra("scipy.stats")
+        if isinstance(stage, MlmStage | ContrastiveStage):
+            open_tasks(stage.train.tasks)
+        elif isinstance(stage, EvaluateStage):
+            open_tasks(stage.evaluation.tasks)
 
 
 def while_training(
-    carried: Carried, sts: str
+    carried: Carried, tasks: Sequence[str]
 ) -> Callable[[NomicBert], dict[str, float]] | None:
-    """Make what measures an encoder while it trains: `SOURCE/METRIC` to figure.
+    """Make what measures an encoder while it trains: `TASK/METRIC` to figure.
 
     Args:
-        carried: whose held-out pairs are searched.
-        sts: file of sentence pairs, measured as `sts/spearman`; empty: none.
+        carried: whose held-out pairs are searched, a task for each source of them.
+        tasks: further ones, as `nomic-jax evaluate` takes them.
 
     Returns:
         None where there is nothing to measure it on.
+
+    Raises:
+        ValueError: a task cannot be read, or has the name of a source.
     """
-    sentences = read_sts(sts) if sts else None
-    prompts = carried.embedder.config.prompts
-    if sts and STS_TASK not in prompts:
+    opened = open_tasks(tasks)
+    sources = {source.name for source in carried.held_out}
+    if twice := sorted(sources & {task.name for task in opened}):
         raise ValueError(
-            f"sts={sts!r} is embedded as {STS_TASK!r}, of which the model has no "
-            f"prompt; it has {', '.join(prompts)}"
+            f"tasks {', '.join(twice)} have the names of held-out sources; rename "
+            "their folders or files"
         )
-    if sentences is None and not carried.held_out:
+    if not opened and not carried.held_out:
         return None
 
     def measure(encoder: NomicBert) -> dict[str, float]:
         own = dataclasses.replace(carried, model=on_own_devices(encoder))
 
         def work() -> dict[str, dict[str, float]]:
-            found = _figures(own)
-            if sentences is not None:
-                found["sts"] = {"spearman": _spearman(own, sentences)}
-            return found
+            embedder = with_all_prompts(own.embedder)
+            return _figures(own) | {
+                task.name: metrics_of(task, embedder) for task in opened
+            }
 
         return {
             f"{source}/{metric}": value
@@ -104,14 +159,6 @@ def while_training(
         }
 
     return measure
-
-
-def _spearman(carried: Carried, sentences: SentencePairs) -> float:
-    first, second = (
-        carried.embedder.encode(side, task=STS_TASK)
-        for side in (sentences.sentence1, sentences.sentence2)
-    )
-    return spearman(first, second, sentences.scores)
 
 
 def say(text: Any) -> None:

@@ -16,11 +16,12 @@ from nomic_jax.checkpoints.sentence_transformers_folder import (
     transformer_folder,
 )
 from nomic_jax.config import ModelConfig
+from nomic_jax.curation.filter_stage import FilterStage
 from nomic_jax.curation.mining import MineStage
 from nomic_jax.data.answer_windows import check_windows
 from nomic_jax.evaluation.extras import extra
-from nomic_jax.held_out import check_sts
-from nomic_jax.stages import Stage, is_place
+from nomic_jax.held_out import check_tasks
+from nomic_jax.stage_order import Stage, is_place
 from nomic_jax.storage import check_out, exists, join
 from nomic_jax.store.collection import PAIRS, TEXT
 from nomic_jax.store.store import Store, open_stores
@@ -42,7 +43,7 @@ def check_folder(
 
     Raises:
         ValueError: the folder cannot be written or holds another run, or a package or
-            a file of sentence pairs is missing.
+            a task of an evaluation is missing.
     """
     check_out(out)
     check_checkpoints_place(out)
@@ -54,7 +55,7 @@ def check_folder(
             f"{join(out, 'model')} is of a run without {', '.join(missing)}; "
             f"use another --out, or remove {out}"
         )
-    check_sts(stages)
+    check_tasks(stages)
     check_examples(stages)
     check_models(stages)
     if not all(isinstance(stage, TaskStage) for stage in stages):
@@ -132,7 +133,7 @@ def check_stores(stages: Sequence[Stage], tokenizer: TextTokenizer, out: str) ->
         ValueError: a stage's stores do not fit it, or a guide or teacher has another
             tokenizer than the model that it helps to train.
     """
-    mines = {stage.name: stage for stage in stages if isinstance(stage, MineStage)}
+    by_name = {stage.name: stage for stage in stages}
     for stage in stages:
         if isinstance(stage, MlmStage):
             stores = stores_of(stage.data.stores, TEXT, out)
@@ -148,11 +149,13 @@ def check_stores(stages: Sequence[Stage], tokenizer: TextTokenizer, out: str) ->
                 check_tokenizer(section, named, digest, tokenizer.digest)
             # Mining keeps the pairs it is given, and adds the negatives.
             data = stage.data
-            while data.stores in mines:
-                giver = mines[data.stores].data.stage
-                data = dataclasses.replace(data, stores=giver, num_negatives=0)
-            stores = stores_of(data.stores, PAIRS, out)
-            pair_batches(dataclasses.replace(stage, data=data), stores, tokenizer)
+            while isinstance(giver := by_name.get(data.stores), MineStage):
+                stores = giver.data.stage
+                data = dataclasses.replace(data, stores=stores, num_negatives=0)
+            # Which pairs a filter leaves is not known before it has run.
+            if data.stores and not isinstance(giver, FilterStage):
+                stores = stores_of(data.stores, PAIRS, out)
+                pair_batches(dataclasses.replace(stage, data=data), stores, tokenizer)
 
 
 def tokenizer_of(model: str) -> TextTokenizer:

@@ -2,24 +2,31 @@
 
 The matrix of all scores is never held: each block's scores are merged into the best `k`
 found so far, as brute-force search does on accelerators (Johnson et al. 2017,
-arXiv:1702.08734, section 5.1).
+arXiv:1702.08734, section 5.1). Where the hardware multiplies bfloat16 faster, rounded
+vectors choose candidates first. What rounding can change of a score is bounded, and
+where the bound leaves a query in doubt, it is searched again in float32.
 """
 
 import functools
-from collections.abc import Iterator
+import platform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int, Int32
+from jaxtyping import Bool, Float, Float32, Int32
 
-QUERY_BLOCK = 512  # queries scored at once: 512 x 8192 float32 scores are 16 MiB
+from nomic_jax.document_scan import Found, Numbers, scan
+
 DOCUMENT_BLOCK = 8192
+COARSE_DOCUMENTS = 65_536  # below, and for few queries, one exact pass is quick enough
+COARSE_QUERIES = 64
+TINY = 1e-12  # norm
+RESCORED_AT_ONCE = 1 << 25  # numbers of candidates: 128 MiB
 
 
 def nearest(
-    queries: Float[Array | np.ndarray, "Q E"],
-    documents: Float[Array | np.ndarray, "M width"],
+    queries: Float[Numbers, "Q E"],
+    documents: Float[Numbers, "M width"],
     *,
     k: int,
     block: int = DOCUMENT_BLOCK,
@@ -27,13 +34,14 @@ def nearest(
     """Find the `k` documents whose inner product with each query is highest.
 
     Rows of unit length give cosine similarity. Products are summed in float32 whatever
-    the inputs are. Of equal scores the document with the lower index comes first.
+    the inputs are. Of equal scores the document with the lower index comes first. All
+    devices of this host share the work.
 
     Args:
-        queries: kept on the device while the documents stream past.
-        documents: may be larger than the device's memory when they are NumPy's.
+        queries: kept on the devices while the documents stream past.
+        documents: may be larger than the devices' memory when they are NumPy's.
         k: neighbours of each query.
-        block: documents scored at once.
+        block: documents scored at once, by all devices together.
 
     Returns:
         Scores, highest first, and the documents' indices.
@@ -54,24 +62,15 @@ def nearest(
         )
     if block < 1:
         raise ValueError(f"block={block} documents at once; it must be at least 1")
-    parts = [
-        (start, jnp.asarray(rows)) for start, _, rows in _blocks(queries, QUERY_BLOCK)
-    ]
-    best = [_nothing(rows.shape[0], k) for _, rows in parts]
-    for offset, valid, rows in _blocks(documents, block):
-        candidates = jnp.asarray(rows)
-        best = [
-            _merge(found, part, candidates, offset, valid)
-            for found, (_, part) in zip(best, parts, strict=True)
-        ]
-        # Otherwise the host runs ahead and puts every block on the device at once.
-        jax.block_until_ready(best)
-    scores = np.empty((queries.shape[0], k), np.float32)
-    indices = np.empty((queries.shape[0], k), np.int32)
-    for (start, _), (some_scores, some_indices) in zip(parts, best, strict=True):
-        room = scores[start : start + QUERY_BLOCK]
-        room[:] = np.asarray(some_scores)[: len(room)]
-        indices[start : start + QUERY_BLOCK] = np.asarray(some_indices)[: len(room)]
+    rough = _candidates(k)
+    if (
+        queries.shape[0] >= COARSE_QUERIES
+        and documents.shape[0] >= max(COARSE_DOCUMENTS, 16 * rough)
+        and _multiplies_bfloat16()
+    ):
+        scores, indices = _by_candidates(queries, documents, k, block)
+    else:
+        scores, indices, *_ = scan(queries, documents, k=k, block=block)
     if not np.isfinite(scores).all():
         row, rank = np.argwhere(~np.isfinite(scores))[0]
         raise ValueError(
@@ -81,50 +80,81 @@ def nearest(
     return scores, indices
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _merge(
-    best: tuple[Float32[Array, "B K"], Int32[Array, "B K"]],
-    queries: Float[Array, "B E"],
-    documents: Float[Array, "M E"],
-    offset: Int[Array, ""] | int,
-    valid: Int[Array, ""] | int,
-) -> tuple[Float32[Array, "B K"], Int32[Array, "B K"]]:
-    """Merge a block's scores into the best so far, which have the lower indices."""
-    scores = jnp.matmul(
-        queries.astype(jnp.float32),
-        documents.astype(jnp.float32).T,
-        # Accelerators would round float32 factors to bfloat16 or TF32.
-        precision=jax.lax.Precision.HIGHEST,
-    )
-    # A NaN may sort below every number and go unseen; infinity is found, and refused.
-    scores = jnp.where(jnp.isnan(scores), jnp.inf, scores)
-    columns = jnp.arange(documents.shape[0], dtype=jnp.int32)[None]
-    scores = jnp.where(columns < valid, scores, -jnp.inf)
-    indices = jnp.broadcast_to(columns + offset, scores.shape)
-    # top_k puts the lower column first among equals, so earlier blocks stand in front.
-    top, where = jax.lax.top_k(
-        jnp.concatenate([best[0], scores], axis=1), best[0].shape[1]
-    )
-    every = jnp.concatenate([best[1], indices], axis=1)
-    return top, jnp.take_along_axis(every, where, axis=1)
+def _candidates(k: int) -> int:
+    """Return how many documents the rounded vectors choose.
 
-
-def _nothing(rows: int, k: int) -> tuple[Float32[Array, "B K"], Int32[Array, "B K"]]:
-    """Stand in for the best `k` before any document is seen."""
-    return jnp.full((rows, k), -jnp.inf, jnp.float32), jnp.full((rows, k), -1)
-
-
-def _blocks(
-    rows: Float[Array | np.ndarray, "N E"], size: int
-) -> Iterator[tuple[int, int, Float[Array | np.ndarray, "block E"]]]:
-    """Yield (first row, number of rows, rows padded to a common shape) of each block.
-
-    A set smaller than a block is padded to a power of two only, so small sets stay
-    cheap and few programs are compiled.
+    Of a million random unit vectors of 768 entries about twice as many as wanted score
+    within the bound of the `k`-th.
     """
-    size = min(size, 1 << max(rows.shape[0] - 1, 0).bit_length())
-    for start in range(0, rows.shape[0], size):
-        part = rows[start : start + size]
-        padding = np.zeros((size - part.shape[0], rows.shape[1]), part.dtype)
-        whole = np.concatenate([np.asarray(part), padding]) if len(padding) else part
-        yield start, part.shape[0], whole
+    return 2 * k + 64
+
+
+def _by_candidates(
+    queries: Float[Numbers, "Q E"], documents: Float[Numbers, "M E"], k: int, block: int
+) -> tuple[Float32[np.ndarray, "Q K"], Int32[np.ndarray, "Q K"]]:
+    """Choose candidates by rounded vectors, score them exactly, check that all is in.
+
+    A score is off by at most |q'| |d - d'| + |q - q'| |d|, where ' means rounded.
+    """
+    found = scan(queries, documents, k=_candidates(k), block=block, rounding="bfloat16")
+    scores, indices = _rescored(queries, documents, np.sort(found.indices, axis=1), k)
+    doubtful = np.flatnonzero(~_certain(queries, found, scores))
+    if len(doubtful):
+        again = scan(np.asarray(queries)[doubtful], documents, k=k, block=block)
+        scores[doubtful], indices[doubtful] = again.scores, again.indices
+    return scores, indices
+
+
+def _certain(
+    queries: Float[Numbers, "Q E"], found: Found, scores: Float32[np.ndarray, "Q K"]
+) -> Bool[np.ndarray, "Q"]:
+    """Say of which queries no document but the candidates can be among the best."""
+    exact = np.asarray(queries, np.float32)
+    rounded = np.asarray(exact.astype(jnp.bfloat16), np.float32)
+    lengths = np.linalg.norm(exact, axis=1), np.linalg.norm(rounded, axis=1)
+    off = np.linalg.norm(exact - rounded, axis=1)
+    bound = lengths[1] * found.error + off * found.longest
+    # Sums of E products in float32, once rounded and once not, each off by E * 2^-24 of
+    # the product of lengths; hardware that cuts instead of rounding doubles that.
+    bound += lengths[0] * found.longest * exact.shape[1] * 2.0**-22
+    with np.errstate(invalid="ignore"):  # what is not finite is in doubt, too
+        certain = found.scores[:, -1] + bound < scores[:, -1]
+    # Squares of tinier numbers are zero, and say nothing of lengths.
+    return certain & (np.minimum(lengths[0], found.longest) > TINY)
+
+
+def _rescored(
+    queries: Float[Numbers, "Q E"],
+    documents: Float[Numbers, "M E"],
+    candidates: Int32[np.ndarray, "Q C"],
+    k: int,
+) -> tuple[Float32[np.ndarray, "Q K"], Int32[np.ndarray, "Q K"]]:
+    """Score candidates in float32 and keep the best; their indices ascend."""
+    number, width = queries.shape
+    scores = np.empty((number, k), np.float32)
+    indices = np.empty((number, k), np.int32)
+    rows = max(RESCORED_AT_ONCE // (candidates.shape[1] * width), 1)
+    for start in range(0, number, rows):
+        some = slice(start, start + rows)
+        chosen = candidates[some]
+        rows_of = np.asarray(documents[chosen], np.float32)
+        # One product after the other, all in one order: equal documents score equally.
+        products = np.vecdot(rows_of, np.asarray(queries[some], np.float32)[:, None])
+        order = np.argsort(-products, axis=1, kind="stable")[:, :k]
+        scores[some] = np.take_along_axis(products, order, axis=1)
+        indices[some] = np.take_along_axis(chosen, order, axis=1)
+    return scores, indices
+
+
+@functools.cache
+def _multiplies_bfloat16() -> bool:
+    """Say whether this hardware multiplies bfloat16 faster than float32."""
+    if jax.default_backend() != "cpu":
+        return True
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    try:
+        with open("/proc/cpuinfo") as file:
+            return "amx_bf16" in file.read()
+    except OSError:
+        return False

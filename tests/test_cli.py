@@ -80,7 +80,11 @@ def python(*arguments, **options):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["embed"], ["fill-mask"], ["plan"], ["prepare"], ["verify"]]
+    "command",
+    [
+        *([], ["embed"], ["evaluate"], ["fill-mask"], ["filter-pairs"], ["glue"]),
+        *(["mine-negatives"], ["plan"], ["prepare"], ["verify"]),
+    ],
 )
 def test_help_imports_nothing_heavy(command):
     done = python("-c", IMPORTED, *command, "--help", text=True)
@@ -105,7 +109,7 @@ def test_help_shows_every_option_with_its_default(capsys):
     ("arguments", "says"),
     [
         (["embed", "m", "--task", "clustering", "--outptu", "x.npy"], "--output"),
-        (["embedd", "m"], "embed, fill-mask"),
+        (["embedd", "m"], "embed, evaluate, fill-mask"),
         (["embed", "--task", "clustering"], "MODEL"),
         (["embed", "m", "--task", "clustering", "--dim", "many"], "--dim"),
         ([], "Missing subcommand"),

@@ -79,6 +79,30 @@ def test_the_margin_stays_below_a_negative_positive():
     np.testing.assert_array_equal(found, [[3]])  # limit -0.55, not -0.45
 
 
+def test_an_absolute_margin_is_taken_off_the_lowest_positive():
+    documents = at_cosines(0.9, 0.8, 0.77, 0.71, 0.69, 0.4)
+    options = {"count": 2, "pool": 2, "seed": 0, "margin_kind": "absolute"}
+    found = mine(QUERY, documents, [(0, 1)], margin=0.1, **options)
+    np.testing.assert_array_equal(found, [[4, 5]])
+    found = mine(QUERY, documents, [(0, 1)], margin=0.0, **options)
+    np.testing.assert_array_equal(found, [[2, 3]])
+
+
+def test_a_query_with_too_few_below_the_margin_is_dropped_where_that_is_asked():
+    documents = at_cosines(0.8, 0.79, 0.78, 0.1, 0.0, -0.1)
+    options = {"count": 3, "pool": 3, "margin": 0.9, "seed": 0, "too_few": "drop"}
+    queries, positives = QUERY[[0, 0, 0]], [(0,), (0, 3), (0, 1, 2, 3, 4, 5)]
+    found = mine(queries, documents, positives, **options)
+    np.testing.assert_array_equal(found, [[3, 4, 5], [-1] * 3, [-1] * 3])
+
+
+def test_what_is_excluded_is_no_negative_and_moves_no_margin():
+    documents = at_cosines(0.9, 0.7, 0.6, 0.5)
+    options = {"count": 1, "pool": 1, "margin": 0.8, "seed": 0}
+    found = mine(QUERY, documents, [(0,)], excluded=[(1,)], **options)
+    np.testing.assert_array_equal(found, [[2]])
+
+
 def test_random_documents_fill_up_and_those_above_the_margin_come_last():
     documents = at_cosines(0.8, 0.79, 0.78, 0.1, 0.0, -0.1)
     options = {"pool": 4, "margin": 0.9}
@@ -106,6 +130,7 @@ def test_random_documents_fill_up_and_those_above_the_margin_come_last():
         ({"count": 4, "pool": 3}, "count=4, pool=3, depth=15"),
         ({"margin": 0.0}, "margin=0.0 must be in"),
         ({"margin": 1.5}, "margin=1.5 must be in"),
+        ({"margin": -0.1, "margin_kind": "absolute"}, "margin=-0.1 must be in"),
         ({"document_texts": ["a"]}, "1 document texts for 5 embeddings"),
     ],
 )

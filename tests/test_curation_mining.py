@@ -3,7 +3,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from nomic_jax.curation.mining import Mining, mine_negatives, with_negatives
+from nomic_jax.curation.mining import (
+    Mining,
+    mine_negatives,
+    mined_pairs,
+    with_negatives,
+)
 from nomic_jax.data.pairs import PairBatches
 from nomic_jax.data.schedule import Schedule
 from nomic_jax.embedder import Embedder
@@ -75,6 +80,38 @@ def test_the_seed_chooses_and_the_same_seed_repeats():
 
     assert mined(0) == mined(0)
     assert mined(0) != mined(1)
+
+
+def test_further_documents_are_taken_and_the_query_itself_never():
+    pairs = [Pair(f"document number {i}", f"answer {i}") for i in range(4)]
+    encode = Encoder().encode
+    mined = mined_pairs(
+        pairs,
+        lambda texts: encode(texts, progress=False),
+        lambda texts: encode(texts, progress=False),
+        Mining(count=14, pool=14, margin=None),
+        name="forum",
+        corpus=DOCUMENTS,
+    )
+    for pair in mined:
+        # 4 answers and 12 documents, less the query's answer and the query itself.
+        others = {f"answer {i}" for i in range(4)} | set(DOCUMENTS)
+        assert set(pair.negatives) == others - {pair.query, pair.document}
+
+
+def test_pairs_whose_query_has_too_few_negatives_are_dropped_and_all_is_an_error():
+    settings = {"count": 11, "pool": 11, "margin": None, "too_few": "drop"}
+    mined = with_negatives(source(), Encoder(), Mining(**settings))
+    known = answers(source().pairs)
+    kept = [pair for pair in source().pairs if len(known[pair.query]) == 1]
+    assert [(p.query, p.document) for p in mined.pairs] == [
+        (p.query, p.document) for p in kept
+    ]
+    assert 0 < len(kept) < 12
+    with pytest.raises(ValueError, match="too_few='drop' leaves no pair"):
+        with_negatives(
+            source(), Encoder(), Mining(**settings | {"count": 12, "pool": 12})
+        )
 
 
 def test_a_source_with_too_few_documents_is_named():

@@ -5,6 +5,8 @@ import dataclasses
 import json
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from task_files import HEADS, examples, tokenizer, write_examples
 
@@ -42,6 +44,18 @@ def every(task, path, **changes):
     labels = labels_of(found, HEADS[task])
     source, places = encoding(task, labels, **changes).rows_and_places(found)
     return found, source.rows(np.arange(len(source)), 0), places
+
+
+def test_rows_of_parquet_are_read_as_lines_are(tmp_path):
+    lines = list(examples("classes", 5))
+    file = str(tmp_path / "classes.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lines), file)
+    found = read_examples(file, HEADS["classes"], DATA)
+    places = [dataclasses.replace(one, place="") for one in found]
+    same = read(tmp_path, "classes", 5)
+    assert places == [dataclasses.replace(one, place="") for one in same]
+    with pytest.raises(ValueError, match=r"classes\.parquet.*no column 'text'"):
+        read_examples(file, HEADS["classes"], dataclasses.replace(DATA, first="text"))
 
 
 @pytest.fixture(scope="module")

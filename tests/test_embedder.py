@@ -362,3 +362,15 @@ def test_the_folders_own_embedding_decides(folder):
     assert embedder.config == config
     with pytest.raises(ValueError, match="unknown task 'search_query': known: none"):
         embedder.encode_query(["a fox"])
+
+
+@pytest.mark.parametrize("dim", [None, 8])
+def test_without_normalizing_a_vector_is_cut_and_keeps_its_length(embedder, dim):
+    texts = texts_of(3, 9)
+    pooled = embedder.encode(texts, task="clustering", normalize=False)
+    cut = embedder.encode(texts, task="clustering", dim=dim, normalize=False)
+    np.testing.assert_array_equal(cut, pooled[:, :dim])
+    lengths = np.linalg.norm(cut, axis=1, keepdims=True)
+    assert (np.abs(lengths - 1) > 0.1).all()
+    unit = embedder.encode(texts, task="clustering", dim=dim)
+    np.testing.assert_allclose(cut / lengths, unit, atol=ROUNDING)

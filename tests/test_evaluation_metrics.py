@@ -16,6 +16,12 @@ def by_definition(ranking, relevant):
         "ndcg@10": found / ideal,
         "recall@10": sum(gains[:10]) / len(relevant),
         "mrr@10": 1 / (gains.index(True) + 1) if True in gains[:10] else 0.0,
+        "map@100": sum(
+            sum(gains[: rank + 1]) / (rank + 1)
+            for rank, g in enumerate(gains[:100])
+            if g
+        )
+        / len(relevant),
         "recall@100": sum(gains[:100]) / len(relevant),
     }
 

@@ -38,6 +38,7 @@ def test_queries_find_the_documents_nearest_to_them():
         "ndcg@10": 1.0,
         "recall@10": 1.0,
         "mrr@10": 1.0,
+        "map@100": 1.0,
         "recall@100": 1.0,
     }
 

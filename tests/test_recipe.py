@@ -252,7 +252,7 @@ def test_the_best_checkpoint_by_retrieval_is_kept(pairs, tmp_path):
     ]
     sentences.write_text("\n".join(map(json.dumps, lines)))
     options = ["--mlm.train.evaluate_every=1", "--mlm.train.save_every=1"]
-    options += [f"--mlm.train.sts={sentences}"]
+    options += ["--mlm.train.tasks", f"sts:{sentences}"]
     options += ["--mlm.train.keep=1", "--mlm.train.best=evaluation/pairs/ndcg@10"]
     run(stages(pairs, *options)[:2], tmp_path)
     lines = (tmp_path / "mlm" / "metrics.jsonl").read_text().splitlines()
@@ -268,7 +268,11 @@ def test_the_best_checkpoint_by_retrieval_is_kept(pairs, tmp_path):
 
 
 def test_sentence_pairs_that_cannot_be_read_are_refused_at_once(pairs, tmp_path):
-    options = ["--train.evaluate_every=2", f"--finetune.train.sts={tmp_path}/no.jsonl"]
+    options = [
+        "--train.evaluate_every=2",
+        "--finetune.train.tasks",
+        f"sts:{tmp_path}/no.jsonl",
+    ]
     with pytest.raises(ValueError, match="no.jsonl is not a file"):
         run(stages(pairs, *options), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -6,6 +6,8 @@ import sys
 import numpy as np
 import pytest
 
+from nomic_jax.data.task_config import HeadConfig, TaskData
+from nomic_jax.data.task_lines import read_examples
 from nomic_jax.sources.source import Source
 from nomic_jax.sources.tfds_source import TfdsRows, _plain
 
@@ -85,6 +87,20 @@ def test_a_part_of_a_split_and_a_version_are_data_sets_too(data_dir):
     # Neither colons nor brackets may stand in a folder's name.
     name = TfdsRows.open("small_wiki:1.0.0:train[5:9]", data_dir=data_dir).name
     assert name == "small_wiki-1.0.0-train-5-9"
+
+
+def test_tasks_learn_from_rows_and_the_numbers_of_their_labels(data_dir, monkeypatch):
+    # What TFDS_DATA_DIR sets before TFDS is imported.
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", data_dir)
+    head = HeadConfig(kind="sequence_classification", problem="one_label")
+    data = TaskData(max_length=16, first="text", second="title")
+    found = read_examples("tfds:small_wiki:train[3:9]", head, data)
+    source = TfdsRows.open("small_wiki:train", data_dir=data_dir)
+    expected = [
+        (row["text"], row["title"], (row["label"],)) for row in source.rows(3, 9)
+    ]
+    assert [(one.first, one.second, one.names) for one in found] == expected
+    assert found[1].place == "tfds:small_wiki:train[3:9], row 1"
 
 
 def test_no_tensorflow_is_imported(data_dir):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from nomic_jax.curation.mining import MineData, MineStage, Mining
+from nomic_jax.curation.mining import MineStage, Mining
+from nomic_jax.curation.stage_pairs import StagePairs
 from nomic_jax.data.listed import PairSourceConfig
 from nomic_jax.data.task_config import HeadConfig, TaskData
 from nomic_jax.stages import check_stages, load_stages
@@ -43,7 +44,7 @@ PRETRAIN = ContrastiveStage(
     train=LOOP,
 )
 MINE = MineStage(
-    name="mine", data=MineData(stage="prepare"), mining=Mining(count=3, pool=5)
+    name="mine", data=StagePairs(stage="prepare"), mining=Mining(count=3, pool=5)
 )
 TASK = TaskStage(
     name="task",
@@ -125,8 +126,8 @@ def test_a_head_is_trained_on_what_is_there_or_is_named():
         ((PREPARE, MINE), "mine needs a stage before it that trains"),
         (
             (PREPARE, MLM, change(PRETRAIN, stores="prepar")),
-            "from 'prepar', which is no prepare or mine stage before it, and no "
-            "folder or URL: did you mean 'prepare'?",
+            "from 'prepar', which is no prepare, filter or mine stage before it, and "
+            "no folder or URL: did you mean 'prepare'?",
         ),
         ((PREPARE, MLM, change(PRETRAIN, stores="mlm")), "from 'mlm', which is no"),
         ((PREPARE, MLM, FINETUNE, MINE), "from 'mine', which is no"),

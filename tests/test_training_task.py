@@ -395,9 +395,11 @@ def test_figures_of_heads_outlive_a_stage_that_starts_anew(tmp_path, monkeypatch
         ),
         (
             lambda s: {
-                "train": dataclasses.replace(s.train, evaluate_every=1, sts="a.jsonl")
+                "train": dataclasses.replace(
+                    s.train, evaluate_every=1, tasks=("sts:a.jsonl",)
+                )
             },
-            "measures embeddings",
+            "measure embeddings",
         ),
         (
             lambda s: {

@@ -8,12 +8,16 @@ section 3.2) compares each with a percentage of the positive's score.
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from typing import Literal, TypeAlias
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int64
 
 from nomic_jax.search import nearest
+
+MarginKind: TypeAlias = Literal["ratio", "absolute"]
+TooFew: TypeAlias = Literal["fill", "drop"]
 
 
 def mine(
@@ -23,34 +27,45 @@ def mine(
     *,
     count: int,
     margin: float | None,
+    margin_kind: MarginKind = "ratio",
+    too_few: TooFew = "fill",
     pool: int = 20,
     depth: int | None = None,
     seed: int,
     document_texts: Sequence[str] | None = None,
+    excluded: Sequence[Collection[int]] | None = None,
 ) -> Int64[np.ndarray, "Q {count}"]:
     """Choose exactly `count` negatives for each query.
 
     Of the `depth` nearest documents, known positives and those above the margin are
     dropped; `count` are drawn from the first `pool` that are left. Where fewer are
     left, random documents fill up, and those above the margin, lowest first, only when
-    nothing else is there. A query's draw depends on `seed` and its row alone.
+    nothing else is there; or the query gets none. A query's draw depends on `seed` and
+    its row alone.
 
     Args:
         query_embeddings: unit rows.
         document_embeddings: unit rows.
         positives: the documents that answer each query, by index.
         count: negatives of each query.
-        margin: share of the lowest positive's score that a negative may reach, in
-            (0, 1]; None lets every score pass.
+        margin: what a negative may reach: a share of the lowest positive's score, in
+            (0, 1], or what is left of that score when the margin is taken off; None
+            lets every score pass.
+        margin_kind: `ratio`, a share, or `absolute`, a difference.
+        too_few: what a query meets that has fewer than `count` documents in its pool:
+            `fill` adds random ones, `drop` leaves it without any.
         pool: nearest allowed documents to draw from.
         depth: nearest documents looked at, None: 5 * pool. Scores of those further off
             are not compared with the margin.
         seed: of the draw.
         document_texts: the documents; where given, a text equal to a positive's is no
             negative either.
+        excluded: further documents that are no negatives of each query, by index, such
+            as one that is the query itself; the margin does not ask them.
 
     Returns:
-        Document indices, nearest first, the random ones last.
+        Document indices, nearest first, the random ones last; a query that is dropped
+        has -1 everywhere.
 
     Raises:
         ValueError: the sizes do not fit one another, a query has no positive or too
@@ -58,8 +73,7 @@ def mine(
     """
     total = document_embeddings.shape[0]
     _check(query_embeddings.shape[0], total, positives, document_texts)
-    if margin is not None and not 0 < margin <= 1:
-        raise ValueError(f"margin={margin} must be in (0, 1], or None for no margin")
+    check_margin(margin, margin_kind)
     depth = 5 * pool if depth is None else depth
     if not 1 <= count <= pool <= depth:
         raise ValueError(
@@ -67,13 +81,20 @@ def mine(
             "pool of the nearest, so 1 <= count <= pool <= depth is needed"
         )
     forbidden = _with_equal_texts(positives, document_texts)
-    limits = _limits(query_embeddings, document_embeddings, positives, margin)
+    if excluded is not None:
+        forbidden = [
+            np.union1d(known, np.array(sorted(others), np.int64))
+            for known, others in zip(forbidden, excluded, strict=True)
+        ]
+    limits = _limits(
+        query_embeddings, document_embeddings, positives, margin, margin_kind
+    )
     scores, neighbours = nearest(
         query_embeddings, document_embeddings, k=min(depth, total)
     )
     chosen = np.empty((len(positives), count), np.int64)
     for row, banned in enumerate(forbidden):
-        if total - len(banned) < count:
+        if too_few == "fill" and total - len(banned) < count:
             raise ValueError(
                 f"query {row} has {total - len(banned)} documents that are not its "
                 f"positives and needs count={count}; lower count or add documents"
@@ -84,7 +105,10 @@ def mine(
         near = neighbours[row][allowed & below][:pool]
         drawn = np.sort(random.permutation(len(near))[:count])  # sorted: nearest first
         chosen[row, : len(drawn)] = near[drawn]
-        if missing := count - len(drawn):
+        missing = count - len(drawn)
+        if missing and too_few == "drop":
+            chosen[row] = -1
+        elif missing:
             above = neighbours[row][allowed & ~below]
             others = np.ones(total, bool)
             others[banned] = others[near] = others[above] = False
@@ -92,6 +116,25 @@ def mine(
             fill = np.concatenate([fill, above[::-1]])[:missing]
             chosen[row, len(drawn) :] = fill
     return chosen
+
+
+def check_margin(margin: float | None, kind: MarginKind) -> None:
+    """Refuse a margin that is none of its kind.
+
+    Raises:
+        ValueError: with what is possible.
+    """
+    if kind not in ("ratio", "absolute"):
+        raise ValueError(f"margin_kind={kind!r} must be ratio or absolute")
+    if margin is None:
+        return
+    if kind == "ratio" and not 0 < margin <= 1:
+        raise ValueError(f"margin={margin} must be in (0, 1], or None for no margin")
+    if kind == "absolute" and not 0 <= margin < 2:
+        raise ValueError(
+            f"margin={margin} must be in [0, 2), as scores of unit vectors differ by 2 "
+            "at most, or None for no margin"
+        )
 
 
 def _check(
@@ -141,6 +184,7 @@ def _limits(
     documents: Float[Array | np.ndarray, "M E"],
     positives: Sequence[Collection[int]],
     margin: float | None,
+    kind: MarginKind,
 ) -> Float32[np.ndarray, "Q"]:
     """Compute the highest score a negative of each query may have."""
     if margin is None:
@@ -153,5 +197,7 @@ def _limits(
         ],
         np.float32,
     )
+    if kind == "absolute":
+        return (lowest - margin).astype(np.float32)
     # Equal to margin * lowest for a positive score; below a negative one, not above.
     return (lowest - (1 - margin) * np.abs(lowest)).astype(np.float32)

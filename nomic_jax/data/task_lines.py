@@ -1,5 +1,7 @@
 """Examples of tasks, one a line of JSON Lines files, checked as they are read.
 
+Rows of Parquet files and of data sets of TFDS and `datasets` have the same columns.
+
     classification     {"sentence1": ..., "sentence2": ..., "label": ...}
     tags of words      {"tokens": [...], "tags": [...]}
     answers            {"question": ..., "context": ...,
@@ -13,7 +15,8 @@ SQuAD (arXiv:1606.05250, arXiv:1806.03822) and SWAG (arXiv:1808.05326) are passe
 """
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 
 from nomic_jax.config import Head
 from nomic_jax.data.task_config import HeadConfig, TaskData
@@ -30,6 +33,7 @@ from nomic_jax.data.task_examples import (
 )
 from nomic_jax.fields import nearest
 from nomic_jax.sources.jsonl import JsonLines, parse_object
+from nomic_jax.sources.open_source import open_source
 from nomic_jax.sources.source import Row, check_text, kind_of, text_of
 
 
@@ -37,21 +41,30 @@ def read_examples(url: str, head: HeadConfig, data: TaskData) -> list[Example]:
     """Read the examples that a head is trained or measured on.
 
     Args:
-        url: .jsonl or .jsonl.gz, local or at an fsspec URL, or a pattern.
+        url: .jsonl or .jsonl.gz, local or at an fsspec URL, or a pattern; .parquet,
+            tfds:NAME:SPLIT or hf:FOLDER.
         head: whose form the lines have.
         data: names of columns.
 
     Raises:
         ValueError: a line is not as it should be; file, line and field are named.
     """
-    source = JsonLines.open(url)
     read = _READERS[head.kind]
-    examples = [
-        read(parse_object(text, place), place, head, data)
-        for place, text in source.files.read(0, len(source))
-    ]
+    examples = [read(row, place, head, data) for place, row in _rows(url)]
     check_seconds([examples])
     return examples
+
+
+def _rows(url: str) -> Iterator[tuple[str, Row]]:
+    """Yield rows, each with the place that an error begins with."""
+    if re.search(r"^(tfds|hf):(?!//)|\.parquet$", url):
+        source = open_source(url)
+        for number, row in enumerate(source.rows(0, len(source))):
+            yield source.place(number), row
+        return
+    lines = JsonLines.open(url)
+    for place, text in lines.files.read(0, len(lines)):
+        yield place, parse_object(text, place)
 
 
 def _text(row: Row, place: str, head: HeadConfig, data: TaskData) -> TextExample:

@@ -1,10 +1,10 @@
-"""How good rankings are: nDCG, recall and reciprocal rank, computed by trec_eval.
+"""How good rankings are: nDCG, recall, precision and reciprocal rank, by trec_eval.
 
 pytrec_eval (Van Gysel and de Rijke 2018, arXiv:1805.01597) is what BEIR and MTEB use,
 so figures can be set beside published ones.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -15,43 +15,61 @@ METRICS = {  # as results name them, and as people write them
     "ndcg@10": "nDCG@10",
     "recall@10": "Recall@10",
     "mrr@10": "MRR@10",
+    "map@100": "MAP@100",
     "recall@100": "Recall@100",
+}
+# trec_eval's own names; its reciprocal rank looks at the whole run, so that is cut.
+_MEASURES = {
+    "ndcg": "ndcg_cut",
+    "recall": "recall",
+    "map": "map_cut",
+    "mrr": "recip_rank",
 }
 
 
 def ranking_metrics(
-    ranking: Int[np.ndarray, "Q k"], relevant: Sequence[Collection[int]]
+    ranking: Int[np.ndarray, "Q k"],
+    relevant: Sequence[Collection[int] | Mapping[int, int]],
+    *,
+    metrics: Collection[str] = tuple(METRICS),
 ) -> dict[str, float]:
     """Average each metric over all queries.
 
     Args:
-        ranking: documents of each query by index, best first, none twice.
-        relevant: the documents that answer each query, by index; all count the same.
+        ranking: documents of each query by index, best first, none twice but -1, which
+            stands for no document.
+        relevant: the documents that answer each query, by index; all count the same
+            unless their grades are given.
+        metrics: what to compute: ndcg, recall, map or mrr, `@` and the depth.
 
     Returns:
-        A value in [0, 1] for each name in `METRICS`.
+        A value in [0, 1] for each metric.
 
     Raises:
         ValueError: a query lacks its ranking or its relevant documents.
     """
-    answered = sum(map(bool, relevant))
+    grades = [_grades(each) for each in relevant]
+    answered = sum(any(grade > 0 for grade in each.values()) for each in grades)
     if not len(ranking) == len(relevant) == answered:
         raise ValueError(
             f"{len(ranking)} rankings for {len(relevant)} queries, {answered} of which "
             "have a relevant document; every query needs both"
         )
-    judged = {
-        str(query): {str(document): 1 for document in documents}
-        for query, documents in enumerate(relevant)
-    }
-    full, ten = _run(ranking), _run(ranking[:, :10])
-    return {
-        "ndcg@10": _mean(judged, full, "ndcg_cut.10", "ndcg_cut_10"),
-        "recall@10": _mean(judged, full, "recall.10", "recall_10"),
-        # trec_eval's reciprocal rank looks at the whole run, so the run is cut.
-        "mrr@10": _mean(judged, ten, "recip_rank", "recip_rank"),
-        "recall@100": _mean(judged, full, "recall.100", "recall_100"),
-    }
+    judged = {str(query): each for query, each in enumerate(grades)}
+    found = {}
+    for metric in metrics:
+        name, _, depth = metric.partition("@")
+        run = _run(ranking[:, : int(depth)] if name == "mrr" else ranking)
+        suffix = ("", "") if name == "mrr" else (f".{depth}", f"_{depth}")
+        measure, result = (_MEASURES[name] + end for end in suffix)
+        found[metric] = _mean(judged, run, measure, result)
+    return found
+
+
+def _grades(relevant: Collection[int] | Mapping[int, int]) -> dict[str, int]:
+    if isinstance(relevant, Mapping):
+        return {str(document): grade for document, grade in relevant.items()}
+    return {str(document): 1 for document in relevant}
 
 
 def _run(ranking: Int[np.ndarray, "Q k"]) -> dict[str, dict[str, float]]:
@@ -61,7 +79,11 @@ def _run(ranking: Int[np.ndarray, "Q k"]) -> dict[str, dict[str, float]]:
     ranks counted from the end, all different.
     """
     return {
-        str(query): {str(document): float(-rank) for rank, document in enumerate(row)}
+        str(query): {
+            str(document): float(-rank)
+            for rank, document in enumerate(row)
+            if document >= 0
+        }
         for query, row in enumerate(ranking.tolist())
     }
 

@@ -1,19 +1,22 @@
 """Semantic textual similarity: does cosine order sentence pairs as people do?
 
 Spearman's rank correlation of cosine similarity and human scores, as the STS Benchmark
-is reported (Cer et al. 2017, arXiv:1708.00055; MTEB, arXiv:2210.07316).
+is reported (Cer et al. 2017, arXiv:1708.00055; MTEB, arXiv:2210.07316); Pearson's
+beside it.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Real
+from jaxtyping import Float, Float32, Float64, Real
 
 from nomic_jax.evaluation.extras import extra
+from nomic_jax.evaluation.records import one_text, read_records, task_name
+from nomic_jax.evaluation.sides import Side, numbered
+from nomic_jax.sources.source import Row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,56 +25,78 @@ class SentencePairs:
 
     sentence1: tuple[str, ...]
     sentence2: tuple[str, ...]
-    scores: tuple[float, ...]  # any scale; only their order counts
+    scores: tuple[float, ...]  # any scale
 
 
 def read_sts(path: str | Path) -> SentencePairs:
-    """Read a JSONL file of `sentence1`, `sentence2` and `score`.
+    """Read a file of `sentence1`, `sentence2` and `score`, JSON Lines or Parquet.
 
     Raises:
         ValueError: the file is missing or empty, or a line is not such a record; the
             file and the line are named.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(
-            f"{path} is not a file; a JSONL file of sentence pairs is needed"
-        )
-    records = [
-        _record(line, f"{path}:{number}")
-        for number, line in enumerate(path.read_bytes().splitlines(), start=1)
-        if line.strip()
-    ]
-    if not records:
-        raise ValueError(f"{path} holds no sentence pair")
+    records = [_record(row, place) for place, row in read_records(str(path))]
     first, second, scores = zip(*records, strict=True)
     return SentencePairs(first, second, scores)
 
 
-def _record(line: bytes, place: str) -> tuple[str, str, float]:
-    """Parse one line.
+def read_sts_task(place: str) -> list[tuple[str, SentencePairs]]:
+    """Read a file, named as itself; see `read_sts`.
+
+    Raises:
+        ValueError: as `read_sts`, or all scores are equal.
+    """
+    pairs = read_sts(place)
+    if len(set(pairs.scores)) < 2:
+        raise ValueError(
+            f"{place}: all {len(pairs.scores)} scores are {pairs.scores[0]}; there is "
+            "no order"
+        )
+    return [(task_name(place), pairs)]
+
+
+def _record(row: Row, place: str) -> tuple[str, str, float]:
+    """Take a record apart.
 
     Raises:
         ValueError: with the place and what is wrong there.
     """
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{place}: not UTF-8 at byte {error.start}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: not JSON: {error.msg}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{place}: a JSON object is needed, not {line[:40].decode()}")
-    for name in ("sentence1", "sentence2"):
-        text = record.get(name)
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{place}: {name} must be a text that is not empty")
-    score = record.get("score")
+    first, second = (one_text(row, (f"sentence{i}",), place) for i in (1, 2))
+    score = row.get("score")
     if isinstance(score, bool) or not isinstance(score, int | float):
         raise ValueError(f"{place}: score must be a number, not {score!r}")
     if not math.isfinite(score):
         raise ValueError(f"{place}: score must be finite, not {score}")
-    return record["sentence1"], record["sentence2"], float(score)
+    return first, second, float(score)
+
+
+def sides(task: SentencePairs) -> tuple[Side, ...]:
+    """Return the texts to embed: every sentence once."""
+    return (Side(tuple(_numbers(task)), "classification"),)
+
+
+def counts(task: SentencePairs) -> dict[str, int]:
+    """Count what is measured."""
+    return {"pairs": len(task.scores), "texts": len(_numbers(task))}
+
+
+def score(task: SentencePairs, texts: Float32[np.ndarray, "n E"]) -> dict[str, float]:
+    """Correlate cosine with the scores people gave."""
+    number = _numbers(task)
+    first, second = (
+        texts[[number[sentence] for sentence in side]]
+        for side in (task.sentence1, task.sentence2)
+    )
+    cosine = _cosine(first, second, task.scores)
+    pearson = extra("scipy.stats").pearsonr(cosine, task.scores).statistic
+    return {
+        "spearman": spearman(first, second, task.scores),
+        "pearson": float(pearson),
+    }
+
+
+def _numbers(task: SentencePairs) -> dict[str, int]:
+    return dict(numbered((*task.sentence1, *task.sentence2)))
 
 
 def spearman(
@@ -93,6 +118,16 @@ def spearman(
         ValueError: the numbers differ, a vector is zero or not finite, or all
             similarities or all scores are equal, so that there is no order.
     """
+    cosine = _cosine(embeddings1, embeddings2, gold)
+    return float(extra("scipy.stats").spearmanr(cosine, gold).statistic)
+
+
+def _cosine(
+    embeddings1: Float[np.ndarray, "n E"],
+    embeddings2: Float[np.ndarray, "n E"],
+    gold: Sequence[float] | Real[np.ndarray, "_"],
+) -> Float64[np.ndarray, "n"]:
+    """Compare pairs, and refuse what has no order; see `spearman`."""
     first = np.asarray(embeddings1, np.float64)
     second = np.asarray(embeddings2, np.float64)
     if not len(first) == len(second) == len(gold):
@@ -109,4 +144,4 @@ def spearman(
     for what, values in (("similarities", cosine), ("scores", np.asarray(gold))):
         if len(np.unique(values)) < 2:
             raise ValueError(f"all {len(values)} {what} are equal; there is no order")
-    return float(extra("scipy.stats").spearmanr(cosine, gold).statistic)
+    return cosine

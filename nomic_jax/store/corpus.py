@@ -183,38 +183,57 @@ def write_training_pairs(
     prepare_collection(planned, tokenizer, folder / PAIRS, workers=workers)
 
 
+@dataclasses.dataclass(frozen=True)
+class SourceEntry:
+    """A source of pairs that a stage leaves, as its folder describes it."""
+
+    name: str
+    query_prefix: str
+    document_prefix: str
+    pairs: int
+    text: str  # file or folder of shards below the stage's folder
+
+    @classmethod
+    def of(cls, source: PairSource) -> "SourceEntry":
+        """Describe a source whose pairs `write_training_pairs` wrote."""
+        prefixes = (source.query_prefix, source.document_prefix)
+        return cls(source.name, *prefixes, len(source), f"train/{source.name}.jsonl")
+
+
 def write_sources(
-    folder: str | Path, sources: Sequence[PairSource], *, fingerprint: str
+    folder: str | Path,
+    sources: Sequence[PairSource | SourceEntry],
+    *,
+    fingerprint: str,
 ) -> None:
-    """Write what the JSONL files of pairs do not say: names, prefixes, counts."""
-    value = {
-        "fingerprint": fingerprint,
-        "sources": [
-            {
-                "name": source.name,
-                "query_prefix": source.query_prefix,
-                "document_prefix": source.document_prefix,
-                "pairs": len(source),
-            }
-            for source in sources
-        ],
-    }
-    write_json(join(folder, SOURCES), value)
+    """Write what files of pairs do not say: names, prefixes, counts, where they are."""
+    entries = [
+        source if isinstance(source, SourceEntry) else SourceEntry.of(source)
+        for source in sources
+    ]
+    listed = [dataclasses.asdict(entry) for entry in entries]
+    write_json(join(folder, SOURCES), {"fingerprint": fingerprint, "sources": listed})
+
+
+def read_entries(folder: str | Path) -> tuple[SourceEntry, ...]:
+    """Read what a stage's folder says of its sources."""
+    value = read_json(join(folder, SOURCES))
+    return tuple(SourceEntry(**entry) for entry in value["sources"])
 
 
 def read_sources(folder: str | Path, part: str) -> tuple[PairSource, ...]:
     """Read the sources of a stage's folder, the part `train` or `held_out`."""
-    described = read_json(join(folder, SOURCES))["sources"]
-    if not described:  # of places, whose text stays where it is
+    entries = read_entries(folder)
+    if not entries:  # of places, whose text stays where it is
         return ()
     with read_here(join(folder, part)) as texts:
         return tuple(
             read_pairs(
-                texts / f"{entry['name']}.jsonl",
-                query_prefix=entry["query_prefix"],
-                document_prefix=entry["document_prefix"],
+                texts / f"{entry.name}.jsonl",
+                query_prefix=entry.query_prefix,
+                document_prefix=entry.document_prefix,
             )
-            for entry in described
+            for entry in entries
         )
 
 

@@ -43,7 +43,9 @@ class LoopConfig:
     best: str = ""  # metric whose best checkpoint is kept besides: loss, evaluation/...
     best_mode: Literal["max", "min"] = "max"  # which of its values is the best
     evaluate_every: int = 0  # steps between evaluations; 0: none during training
-    sts: str = ""  # JSONL of sentence1, sentence2, score, for evaluations; empty: none
+    # for evaluations, besides what a prepare stage holds out: KIND:PLACE of each, as
+    # `nomic-jax evaluate` takes them: retrieval:beir/nfcorpus, sts:stsb-dev.jsonl
+    tasks: tuple[str, ...] = ()
     max_skipped_steps: int = 20  # in a row, of non-finite loss or gradient, to stop at
     profile_start: int = 0  # the first step that jax.profiler traces; 0: none
     profile_steps: int = 3  # steps that it traces
@@ -66,9 +68,9 @@ class LoopConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         if self.best_mode not in ("max", "min"):
             raise ValueError(f"best_mode={self.best_mode!r} must be max or min")
-        if self.sts and not self.evaluate_every:
+        if self.tasks and not self.evaluate_every:
             raise ValueError(
-                f"sts={self.sts!r} is measured by an evaluation: set evaluate_every"
+                f"tasks={self.tasks} are measured by evaluations: set evaluate_every"
             )
         if self.best.startswith(EVALUATION) and not self.evaluate_every:
             raise ValueError(

@@ -71,9 +71,9 @@ class TaskStage:
         """
         if not self.data.train:
             raise ValueError(f"{self.name}: data.train='' names no file of examples")
-        if self.train.sts:
+        if self.train.tasks:
             raise ValueError(
-                f"{self.name}: train.sts={self.train.sts!r} measures embeddings; of a "
+                f"{self.name}: train.tasks={self.train.tasks} measure embeddings; of a "
                 "head, data.validation names the files to measure"
             )
         if self.train.evaluate_every and not self.data.validation:

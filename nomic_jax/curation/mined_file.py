@@ -1,0 +1,164 @@
+"""A file of pairs with hard negatives, whole or absent, and what it was made by.
+
+FILE   FILE.mining.json, the settings   FILE.parts/, embeddings until it is done
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nomic_jax import hosts
+from nomic_jax.curation.embedded_parts import embedded
+from nomic_jax.curation.mining import Mining, mined_pairs
+from nomic_jax.embedder import Embedder
+from nomic_jax.fields import differing_fields
+from nomic_jax.folder_copy import written_here
+from nomic_jax.own_devices import digest
+from nomic_jax.sources.jsonl import write_pairs
+from nomic_jax.sources.pairs import PairColumns
+from nomic_jax.sources.source import Place, Source
+from nomic_jax.storage import (
+    check_out,
+    exists,
+    is_remote,
+    join,
+    local_path,
+    name_of,
+    read_json,
+    remove,
+    sizes,
+    write_json,
+)
+
+ENDINGS = (".jsonl", ".jsonl.gz")
+
+
+def check_file(place: str) -> None:
+    """Refuse a place that no file of pairs can be written at.
+
+    Raises:
+        ValueError: it ends otherwise, or its folder cannot be written.
+    """
+    if not place.endswith(ENDINGS):
+        raise ValueError(f"{place} must end in {' or '.join(ENDINGS)}")
+    check_out(_folder_of(place))
+
+
+def mine_file(
+    source: Source,
+    columns: PairColumns,
+    embedder: Embedder,
+    mining: Mining,
+    file: str,
+    *,
+    corpus: Sequence[str] = (),
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Write the pairs of a source with negatives, unless the same call did before.
+
+    All hosts call it; each embeds a share, the first one chooses and writes.
+
+    Args:
+        source: of pairs; negatives that they have are replaced.
+        columns: of its texts.
+        embedder: with the tasks `query` and `document`, as `with_own_prompts` gives.
+        mining: which documents are taken.
+        file: .jsonl or .jsonl.gz, local or at a URL, which hosts share.
+        corpus: further documents, which answer no query.
+        progress: show bars of the tokens embedded.
+
+    Returns:
+        Numbers of pairs and of those that were kept.
+
+    Raises:
+        ValueError: a row holds no pair, there are too few documents, or the file is
+            there and was made otherwise; what differs is named.
+    """
+    settings = {
+        "mining": dataclasses.asdict(mining),
+        "source": source.name,
+        "source_fingerprint": source.fingerprint,
+        "columns": dataclasses.asdict(columns),
+        "corpus": hashlib.blake2b("\0".join(corpus).encode()).hexdigest()[:32],
+        "prompts": dict(embedder.config.prompts),
+        "max_length": embedder.config.max_length,
+        "weights": digest(embedder.model),
+    }
+    name, report, parts = name_of(file), f"{file}.mining.json", f"{file}.parts"
+    done = hosts.from_first(name, lambda: _done(file, report, settings))
+    if done is not None:
+        return done
+    rows = source.rows(0, len(source))
+    pairs = [
+        columns.pair(row, Place(source, number)) for number, row in enumerate(rows)
+    ]
+
+    def begin() -> None:
+        if not exists(report):
+            _discard(parts)  # nothing says what they are of
+            write_json(report, settings)
+
+    def in_parts(side: str, task: str, texts: Sequence[str]) -> Any:
+        hosts.from_first(name, begin)
+        return embedded(
+            texts,
+            lambda some: embedder.encode(some, task=task, progress=progress),
+            parts,
+            side,
+        )
+
+    mined = mined_pairs(
+        pairs,
+        lambda texts: in_parts("queries", "query", texts),
+        lambda texts: in_parts("documents", "document", texts),
+        mining,
+        name=source.name,
+        corpus=corpus,
+    )
+
+    def write() -> dict[str, Any]:
+        counts = {"pairs": len(pairs), "kept": len(mined)}
+        with written_here(_folder_of(file), last=name_of(report)) as here:
+            write_pairs(here / name, mined)
+            write_json(here / name_of(report), {**settings, "counts": counts})
+        _discard(parts)
+        return counts
+
+    return hosts.from_first(name, write)
+
+
+def _folder_of(file: str) -> str:
+    return file.removesuffix(name_of(file)).rstrip("/") or "."
+
+
+def _discard(folder: str) -> None:
+    for name in sizes(folder):
+        remove(join(folder, name))
+    if not is_remote(folder):
+        shutil.rmtree(local_path(folder), ignore_errors=True)
+
+
+def _done(file: str, report: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the counts of a file that is done, and refuse one of something else.
+
+    Raises:
+        ValueError: with each setting that differs.
+    """
+    if not exists(report):
+        if exists(file):
+            raise ValueError(
+                f"{file} is there, and nothing says how it was made: give another file"
+            )
+        return None
+    found = read_json(report)
+    counts = found.pop("counts", None)
+    differing = differing_fields(found, json.loads(json.dumps(settings)))
+    if differing:
+        raise ValueError(
+            f"{file} is of another mining: {'; '.join(differing)}; give another file, "
+            f"or delete {name_of(report)} and what lies beside it"
+        )
+    return counts if exists(file) else None

@@ -1,0 +1,104 @@
+"""The pairs that a stage of curation takes: of a stage before it, or of places."""
+
+import dataclasses
+
+from nomic_jax.config import NOMIC_PROMPTS
+from nomic_jax.sources.data_yaml import NamedPairs
+from nomic_jax.sources.open_source import open_source
+from nomic_jax.sources.pairs import PairColumns
+from nomic_jax.storage import join
+from nomic_jax.store.collection import PAIRS
+from nomic_jax.store.corpus import read_entries
+from nomic_jax.store.planned import plan_sources
+from nomic_jax.store.rules import PairRule
+from nomic_jax.store.store import open_stores
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StagePairs:
+    """Where pairs come from, and how those that are left are tokenised."""
+
+    stage: str = ""  # the prepare or filter stage whose training pairs these are
+    places: tuple[str, ...] = ()  # or files, patterns, shards and data YAMLs of pairs
+    query_prefix: str = NOMIC_PROMPTS["search_query"]  # of places without a data YAML
+    document_prefix: str = NOMIC_PROMPTS["search_document"]  # the same
+    query_length: int = 0  # tokens; longer queries are cut; 0: as the stage cuts them
+    document_length: int = 0  # tokens; longer documents are cut; 0: the same
+    workers: int = 1  # processes that tokenise
+
+    def __post_init__(self) -> None:
+        """Refuse pairs from nowhere or from two sides, and places without lengths.
+
+        Raises:
+            ValueError: with what is given.
+        """
+        if bool(self.stage) == bool(self.places):
+            raise ValueError(
+                f"stage={self.stage!r} and places={self.places}: pairs come from one, "
+                "a stage before this one or places"
+            )
+        shortest = min(self.query_length, self.document_length)
+        if shortest < 0 or (self.places and shortest < 3):
+            raise ValueError(
+                f"query_length={self.query_length}, document_length="
+                f"{self.document_length}: texts of places need 3 tokens or more"
+            )
+        if self.workers < 1:
+            raise ValueError(f"workers={self.workers} must be at least 1")
+
+
+def pairs_of(data: StagePairs, out: str) -> list[NamedPairs]:
+    """Open the sources of a stage's pairs.
+
+    Args:
+        data: of the stage.
+        out: the run's folder, which holds the stage before it.
+
+    Raises:
+        ValueError: a place holds no pairs, or the stage before left none.
+    """
+    if data.places:
+        rule = PairRule(
+            query_prefix=data.query_prefix,
+            document_prefix=data.document_prefix,
+            query_length=data.query_length,
+            document_length=data.document_length,
+        )
+        return [
+            NamedPairs(source, own.columns, own.query_prefix, own.document_prefix)
+            for source, own in plan_sources(data.places, rule)
+            if isinstance(own, PairRule)
+        ]
+    folder = join(out, data.stage)
+    entries = read_entries(folder)
+    if not entries:
+        raise ValueError(
+            f"{data.stage} tokenised its pairs where they lie and kept no text; name "
+            "the same places here"
+        )
+    return [
+        NamedPairs(
+            open_source(join(folder, entry.text), entry.name),
+            PairColumns(),
+            entry.query_prefix,
+            entry.document_prefix,
+        )
+        for entry in entries
+    ]
+
+
+def lengths_of(data: StagePairs, out: str) -> tuple[int, int]:
+    """Return at how many tokens queries and documents are cut.
+
+    Args:
+        data: of the stage.
+        out: the run's folder, which holds the stage before it.
+    """
+    if data.query_length and data.document_length:
+        return data.query_length, data.document_length
+    stores = open_stores(join(out, data.stage, PAIRS))
+    rule = next(iter(stores.values())).manifest.rule
+    return (
+        data.query_length or rule["query_length"],
+        data.document_length or rule["document_length"],
+    )

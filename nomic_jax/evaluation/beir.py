@@ -1,0 +1,142 @@
+"""Folders in BEIR's layout: corpus, queries, and judgments by split.
+
+    FOLDER/corpus.jsonl(.gz)   _id, title, text
+    FOLDER/queries.jsonl(.gz)  _id, text
+    FOLDER/qrels/SPLIT.tsv     query-id, corpus-id, score
+
+A document is "title text", as MTEB joins them (Thakur et al. 2021, arXiv:2104.08663).
+"""
+
+import collections
+import logging
+import re
+from collections.abc import Callable
+
+from nomic_jax.evaluation.judged import JudgedRetrieval, judge
+from nomic_jax.evaluation.records import (
+    SETTINGS,
+    file_in,
+    id_in,
+    read_records,
+    read_settings,
+)
+from nomic_jax.fields import nearest
+from nomic_jax.sources.lines import read_lines
+from nomic_jax.sources.source import Row, text_of
+from nomic_jax.storage import exists, join, name_of
+
+NEEDED = "a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv"
+HEADER = "score"  # the last name of a first line that holds no judgment
+SAME_ID = ("auto", "exclude", "keep")
+
+logger = logging.getLogger(__name__)
+
+
+def read_beir(place: str) -> list[tuple[str, JudgedRetrieval]]:
+    """Read FOLDER, FOLDER:SPLIT or FOLDER/qrels/SPLIT.tsv; the split is test if unsaid.
+
+    `task.json` in the folder may set `query_prompt`, `document_prompt` and `same_id`.
+    Quora's documents are questions, so those of a folder whose name contains `quora`
+    get the queries' prompt where nothing else is set (arXiv:2402.01613, section 5.3).
+
+    Raises:
+        ValueError: a file is missing or broken, an id is twice there, a judgment names
+            an id that is not there, or nothing remains to be measured.
+    """
+    folder, split = _folder_and_split(place)
+    quora = "quora" in name_of(folder).lower()
+    documents = "search_query" if quora else "search_document"
+    known = {
+        "query_prompt": "search_query",
+        "document_prompt": documents,
+        "same_id": "auto",
+    }
+    settings = read_settings(folder, known)
+    if settings["same_id"] not in SAME_ID:
+        raise ValueError(
+            f"{join(folder, SETTINGS)}: unknown same_id={settings['same_id']!r}: "
+            f"{nearest(settings['same_id'], SAME_ID)}"
+        )
+    if quora and settings["document_prompt"] == documents:
+        logger.info("%s: documents get the prompt of queries, as Quora's do", folder)
+    corpus = _texts(file_in(folder, "corpus", NEEDED), _document)
+    queries = _texts(file_in(folder, "queries", NEEDED), _query)
+    qrels = join(folder, "qrels", f"{split}.tsv")
+    if not exists(qrels):
+        raise ValueError(f"{qrels} is not there; {NEEDED}")
+    judgments = _judgments(qrels, queries, corpus)
+    task = judge(folder, queries, corpus, judgments, **settings)
+    name = name_of(folder)
+    return [(name if split == "test" else f"{name}:{split}", task)]
+
+
+def _folder_and_split(place: str) -> tuple[str, str]:
+    if found := re.fullmatch(r"(.+)/qrels/([^/]+)\.tsv", place):
+        return found[1], found[2]
+    if found := re.fullmatch(r"(.+):([^/:]+)", place):
+        return found[1].rstrip("/"), found[2]
+    return place.rstrip("/"), "test"
+
+
+def _document(row: Row, place: str) -> str:
+    title = text_of(row, "title", place, allow_blank=True) if "title" in row else ""
+    text = text_of(row, "text", place, allow_blank=True)
+    return f"{title} {text}".strip() if title else text.strip()
+
+
+def _query(row: Row, place: str) -> str:
+    return text_of(row, "text", place, allow_blank=True)
+
+
+def _texts(file: str, text: Callable[[Row, str], str]) -> dict[str, str]:
+    """Read texts by id.
+
+    Raises:
+        ValueError: an id is twice there.
+    """
+    found: dict[str, str] = {}
+    for place, row in read_records(file):
+        name = id_in(row, "_id", place)
+        if name in found:
+            raise ValueError(f"{place}: the id {name!r} is there a second time")
+        found[name] = text(row, place)
+    return found
+
+
+def _judgments(
+    file: str, queries: dict[str, str], corpus: dict[str, str]
+) -> dict[str, dict[str, int]]:
+    """Read grades by query and document.
+
+    Raises:
+        ValueError: a line is not three columns, names an id that is not there, or
+            contradicts an earlier one.
+    """
+    found: dict[str, dict[str, int]] = collections.defaultdict(dict)
+    for line in read_lines(file):
+        place, columns = f"{file}:{line.number}", line.text.split("\t")
+        if line.number == 1 and columns[-1] == HEADER:
+            continue
+        if len(columns) != 3 or not re.fullmatch(r"-?\d+", columns[2].strip()):
+            raise ValueError(
+                f"{place}: {line.text[:60]!r} is not query id, document id and whole "
+                "number with tabs between"
+            )
+        query, document, grade = columns[0], columns[1], int(columns[2])
+        for what, name, known in (
+            ("query", query, queries),
+            ("document", document, corpus),
+        ):
+            if name not in known:
+                raise ValueError(
+                    f"{place}: the {what} {name!r} is judged and not there; the files "
+                    "of a folder belong together"
+                )
+        if found[query].setdefault(document, grade) != grade:
+            raise ValueError(
+                f"{place}: document {document!r} was judged {found[query][document]} "
+                f"for query {query!r} before, and is {grade} here"
+            )
+    if not found:
+        raise ValueError(f"{file} is empty: at least one judgment is needed")
+    return found

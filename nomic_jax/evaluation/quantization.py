@@ -1,0 +1,64 @@
+"""Embeddings as bytes and as bits, as sentence-transformers' quantize_embeddings makes.
+
+    int8    floor((x - low) / step) - 128, step = (high - low) / 255, clipped; low and
+            high are the least and greatest value of each dimension in the corpus
+    binary  the sign of each entry, 1 where x > 0, else -1: the inner product of two is
+            the dimension less twice their Hamming distance
+
+Codes are compared by cosine, as embeddings are; all binary ones have the same length.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int8
+
+Precision = Literal["float32", "int8", "binary"]
+
+
+def int8_ranges(
+    corpus: Sequence[Float[np.ndarray, "_ E"]],
+) -> Float32[np.ndarray, "2 E"]:
+    """Return the least and the greatest value of each dimension, over all arrays."""
+    low = np.min([part.min(axis=0) for part in corpus], axis=0)
+    high = np.max([part.max(axis=0) for part in corpus], axis=0)
+    return np.stack([low, high]).astype(np.float32)
+
+
+def int8_codes(
+    embeddings: Float32[np.ndarray, "n E"], ranges: Float32[np.ndarray, "2 E"]
+) -> Int8[np.ndarray, "n E"]:
+    """Quantise to a byte a dimension; values beyond the ranges are clipped."""
+    low, high = ranges
+    step = (high - low) / np.float32(255)
+    step = np.where(step == 0, np.float32(1), step)
+    return (np.clip(np.floor((embeddings - low) / step), 0, 255) - 128).astype(np.int8)
+
+
+def binary_codes(
+    embeddings: Float[np.ndarray, "n E"],
+) -> Bool[np.ndarray, "n E"]:
+    """Quantise to a bit a dimension."""
+    return embeddings > 0
+
+
+def at_precision(
+    sides: Sequence[Float32[np.ndarray, "_ E"]],
+    calibrating: Sequence[bool],
+    precision: Precision,
+) -> list[Float32[np.ndarray, "_ E"]]:
+    """Return what each side's embeddings are worth at a precision, as numbers.
+
+    Args:
+        sides: embeddings of one task.
+        calibrating: which of them are the corpus that int8 ranges are of.
+        precision: codes of int8 come as the numbers -128 to 127, binary as -1 and 1.
+    """
+    if precision == "float32":
+        return list(sides)
+    if precision == "binary":
+        return [np.where(binary_codes(s), 1, -1).astype(np.float32) for s in sides]
+    corpus = [s for s, used in zip(sides, calibrating, strict=True) if used]
+    ranges = int8_ranges(corpus)
+    return [int8_codes(side, ranges).astype(np.float32) for side in sides]

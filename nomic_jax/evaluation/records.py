@@ -1,0 +1,163 @@
+"""Records of the files an evaluation reads, each with the place its errors begin with.
+
+A file is JSON Lines, plain or gzip, or Parquet. A folder's `task.json` holds what is
+particular to its task.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from nomic_jax.fields import nearest
+from nomic_jax.sources.jsonl import parse_object
+from nomic_jax.sources.lines import read_lines
+from nomic_jax.sources.parquet import ParquetRows
+from nomic_jax.sources.source import Row, kind_of, source_name, text_of
+from nomic_jax.storage import exists, join, read_json
+
+ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
+SETTINGS = "task.json"
+SPLITS = ("train", "dev", "val", "valid", "validation", "test")
+
+
+def read_records(place: str) -> Iterator[tuple[str, Row]]:
+    """Yield each record's place and the record itself.
+
+    Raises:
+        ValueError: the file is not there, is empty or cannot be read, or a line holds
+            no object; file and line are named.
+    """
+    if not place.endswith(ENDINGS):
+        raise ValueError(f"{place} ends in none of {', '.join(ENDINGS)}")
+    if not exists(place):
+        raise ValueError(f"{place} is not there")
+    if place.endswith(".parquet"):
+        rows = ParquetRows.open(place)
+        for number, row in enumerate(rows.rows(0, len(rows))):
+            yield f"{place}, row {number}", row
+        return
+    line = None
+    for line in read_lines(place):
+        where = f"{place}:{line.number}"
+        yield where, parse_object(line.text, where)
+    if line is None:
+        raise ValueError(f"{place} is empty: at least one record is needed")
+
+
+def task_name(place: str) -> str:
+    """Name a task after its file, and after the folder where that is only a split."""
+    name = source_name(place)
+    if name not in SPLITS:
+        return name
+    folder = source_name(place.rpartition("/")[0])
+    return folder if name == "test" else f"{folder}:{name}"
+
+
+def file_in(folder: str, name: str, needed: str) -> str:
+    """Return the place of a folder's file, whichever known ending it has.
+
+    Args:
+        folder: where it lies.
+        name: without the ending.
+        needed: what the folder has to hold, to end an error with.
+
+    Raises:
+        ValueError: the folder or the file is not there.
+    """
+    if not exists(folder):
+        raise ValueError(f"{folder} is not there; {needed}")
+    for ending in ENDINGS:
+        if exists(place := join(folder, name + ending)):
+            return place
+    raise ValueError(f"{folder} holds no {name}.jsonl; {needed}")
+
+
+def one_text(row: Row, columns: Sequence[str], place: str) -> str:
+    """Return the text of the first of several columns that the row has.
+
+    Raises:
+        ValueError: it has none of them, or no text or a blank one is there.
+    """
+    there = next((column for column in columns if column in row), columns[0])
+    return text_of(row, there, place)
+
+
+def texts_in(row: Row, column: str, place: str) -> tuple[str, ...]:
+    """Return a column's list of texts, at least one.
+
+    Raises:
+        ValueError: there is no such column, or something else is in it.
+    """
+    values = _value(row, column, place)
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{place}: column {column!r} must be a list of texts, not []")
+    return tuple(text_of({column: value}, column, place) for value in values)
+
+
+def label_in(row: Row, column: str, place: str) -> str:
+    """Return a column's label: a text, a whole number or a boolean, as a text.
+
+    Raises:
+        ValueError: there is no such column, or something else is in it.
+    """
+    value = _value(row, column, place)
+    if isinstance(value, bool | int):
+        return str(int(value))
+    if isinstance(value, str) and value.strip():
+        return value
+    raise ValueError(
+        f"{place}: column {column!r} is {kind_of(value)}; a label is a text that is "
+        "not blank, or a whole number"
+    )
+
+
+def id_in(row: Row, column: str, place: str) -> str:
+    """Return a column's id, a text or a whole number, as a text.
+
+    Raises:
+        ValueError: there is no such column, or something else is in it.
+    """
+    value = _value(row, column, place)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return text_of(row, column, place)
+
+
+def read_settings(folder: str, known: Mapping[str, object]) -> dict[str, Any]:
+    """Return what a folder's `task.json` sets over the values given here.
+
+    Raises:
+        ValueError: it sets something else, or to a value of another kind.
+    """
+    place = join(folder, SETTINGS)
+    if not exists(place):
+        return dict(known)
+    given = read_json(place)
+    if not isinstance(given, dict):
+        raise ValueError(f"{place} holds {kind_of(given)}; an object is needed")
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(f"{place}: unknown field {name!r}: {nearest(name, known)}")
+        if type(value) is not type(known[name]):
+            needed = kind_of(known[name])
+            raise ValueError(f"{place}: {name} is {kind_of(value)}; {needed} is needed")
+    return {**known, **given}
+
+
+def at_least_two_classes(labels: Sequence[str], place: str) -> None:
+    """Refuse labels that leave nothing to tell apart.
+
+    Raises:
+        ValueError: all are the same.
+    """
+    if len(set(labels)) < 2:
+        raise ValueError(
+            f"{place}: all {len(labels)} labels are {labels[0]!r}; at least two "
+            "classes are needed"
+        )
+
+
+def _value(row: Row, column: str, place: str) -> Any:
+    if column not in row:
+        hint = nearest(column, row) if row else "the row is empty"
+        raise ValueError(f"{place}: no column {column!r}; {hint}")
+    return row[column]

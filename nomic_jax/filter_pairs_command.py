@@ -1,0 +1,123 @@
+"""The options of `nomic-jax filter-pairs`, and what they mean."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+import tyro
+
+Places = Annotated[
+    tuple[str, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="SOURCE ...", help_behavior_hint="(required)"),
+]
+Line = Annotated[str | None, tyro.conf.arg(metavar="STR")]
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterPairs:
+    """Keep the pairs whose document a model finds by its query (arXiv:2402.01613, 3.2).
+
+    A source is what `nomic-jax prepare` takes: files of pairs, patterns, folders of
+    shards, data YAMLs; what stays is written to OUT/SOURCE, which prepare takes in its
+    turn. The same command again goes on where it was stopped.
+    """
+
+    sources: Places  # each has its own blocks
+    model: str  # folder or hub id of what judges; the paper's is thenlper/gte-base
+    out: str  # folder or URL
+    name: Line = None  # of a single source and its folder; None: that of its file
+    k: int = 2  # nearest documents of a query, among which its own must be
+    block: int = 1_000_000  # pairs searched together; the last block takes the rest
+    query: str = "query"  # column of queries
+    document: str = "document"  # column of documents
+    negatives: str = "negatives"  # column of hard negatives, which are kept
+    query_prefix: str = ""  # put before each query as it stands
+    document_prefix: str = ""  # put before each document
+    max_length: int = 512  # tokens; longer texts are cut; a model may take fewer
+    blank: Literal["error", "drop"] = "error"  # what blank texts and nulls meet
+    coordinator: str = ""  # of several hosts: ADDRESS:PORT of the first, a free port
+    hosts: int = 0  # their number; 0: Cloud TPU, GKE, SLURM or Open MPI says it
+    host: int = -1  # this host's number, from 0
+
+
+def filter_pairs(options: FilterPairs) -> int:
+    """Run `nomic-jax filter-pairs`: a line for each source.
+
+    Raises:
+        ValueError: the input is wrong, or a file cannot be read or written.
+    """
+    from nomic_jax.sources.files import reason_of
+
+    try:
+        return _filter_pairs(options)
+    except OSError as error:
+        place = error.filename or options.out
+        raise ValueError(f"{place}: {reason_of(error)}") from error
+
+
+def _filter_pairs(options: FilterPairs) -> int:
+    from nomic_jax import hosts
+    from nomic_jax.curation.consistency import Filtering
+    from nomic_jax.curation.filtered import REPORT, Candidates, filter_sources
+    from nomic_jax.embedder import Embedder
+    from nomic_jax.sources.pairs import PairColumns
+    from nomic_jax.storage import check_out, join, write_json
+    from nomic_jax.store.planned import plan_sources
+    from nomic_jax.store.rules import PairRule
+
+    filtering = Filtering(
+        model=options.model,
+        k=options.k,
+        block=options.block,
+        query_prefix=options.query_prefix,
+        document_prefix=options.document_prefix,
+        max_length=options.max_length,
+        blank=options.blank,
+    )
+    check_out(options.out)
+    # The lengths of the rule are of token stores, of which none is made here.
+    rule = PairRule(
+        query_prefix="",
+        document_prefix="",
+        query_length=3,
+        document_length=3,
+        columns=PairColumns(options.query, options.document, options.negatives),
+    )
+    planned = plan_sources(options.sources, rule, name=options.name)
+    candidates = [
+        Candidates(source, own.columns)
+        for source, own in planned
+        if isinstance(own, PairRule)
+    ]
+    names = [source.name for source, *_ in candidates]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two sources have the name {twice!r}; rename a file")
+    hosts.start(options.coordinator, options.hosts, options.host)
+    embedder = hosts.together(
+        options.model, lambda: Embedder.from_pretrained(options.model)
+    )
+    reports = filter_sources(
+        candidates,
+        embedder,
+        filtering,
+        [join(options.out, name) for name in names],
+        progress=True,
+    )
+    if not hosts.is_first():
+        return 0
+    for name, report in zip(names, reports, strict=True):
+        dropped = ", ".join(f"{n:,} by {why}" for why, n in report["dropped"].items())
+        print(
+            f"{name}: kept {report['kept']:,} of {report['pairs']:,} pairs, dropped "
+            f"{dropped}, in {join(options.out, name)}",
+            flush=True,
+        )
+    write_json(
+        join(options.out, REPORT),
+        {
+            "filtering": dataclasses.asdict(filtering),
+            "sources": dict(zip(names, reports, strict=True)),
+        },
+    )
+    return 0
