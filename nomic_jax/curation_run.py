@@ -51,16 +51,10 @@ def filtered(stage: FilterStage, carried: Carried, folder: RunFolder, out: str) 
     places = [join(folder.place, "train", each.source.name) for each in named]
     kept = []
     for each, place in zip(named, places, strict=True):
-        asked = filtering
-        if not filtering.model:
-            asked = dataclasses.replace(
-                filtering,
-                model=f"what was trained before {stage.name}",
-                query_prefix=each.query_prefix,
-                document_prefix=each.document_prefix,
-            )
-        candidates = [Candidates(each.source, each.columns)]
-        (report,) = filter_sources(candidates, judge, asked, [place])
+        prefixes = (each.query_prefix, each.document_prefix)
+        own = None if filtering.model else prefixes
+        candidates = [Candidates(each.source, each.columns, own)]
+        (report,) = filter_sources(candidates, judge, filtering, [place])
         kept.append(report["kept"])
         say(
             f"{stage.name}, {each.source.name}: kept {report['kept']:,} of "

@@ -345,7 +345,7 @@ def test_a_stage_goes_on_with_the_stores_it_began_with_alone(
 def test_the_quickstart_is_what_the_design_names():
     found = load_stages(QUICKSTART)
     assert [stage.name for stage in found] == [
-        *("prepare", "mlm", "pretrain", "mine", "finetune")
+        *("prepare", "mlm", "pretrain", "filter", "mine", "finetune", "evaluate")
     ]
     assert all(dataclasses.is_dataclass(stage) for stage in found)
     assert "did you mean" in nearest("pretrian", [stage.name for stage in found])

@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from nomic_jax.curation.consistency import Filtering
+from nomic_jax.curation.filter_stage import FilterStage
 from nomic_jax.curation.mining import MineStage, Mining
 from nomic_jax.curation.stage_pairs import StagePairs
 from nomic_jax.data.listed import PairSourceConfig
 from nomic_jax.data.task_config import HeadConfig, TaskData
+from nomic_jax.evaluation.stage import EvaluateStage, EvaluationConfig
 from nomic_jax.stages import check_stages, load_stages
 from nomic_jax.store.corpus import PrepareConfig, PrepareStage
+from nomic_jax.store.places import PlacesConfig
 from nomic_jax.training.contrastive import ContrastiveStage, PairData, StartConfig
 from nomic_jax.training.loop import LoopConfig
 from nomic_jax.training.losses import ContrastiveLoss
@@ -46,6 +50,14 @@ PRETRAIN = ContrastiveStage(
 MINE = MineStage(
     name="mine", data=StagePairs(stage="prepare"), mining=Mining(count=3, pool=5)
 )
+FILTER = FilterStage(
+    name="filter", data=StagePairs(stage="prepare"), filtering=Filtering(k=2)
+)
+EVALUATE = EvaluateStage(name="evaluate", evaluation=EvaluationConfig())
+PLACES = PrepareStage(
+    name="prepare",
+    data=PlacesConfig(tokenizer="bert", text=("a.txt",), row_length=8),
+)
 TASK = TaskStage(
     name="task",
     head=HeadConfig(kind="question_answering"),
@@ -77,6 +89,29 @@ def test_every_config_of_the_project_loads():
 
 def test_the_three_stages_follow_one_another():
     check_stages((PREPARE, MLM, PRETRAIN, MINE, FINETUNE))
+
+
+def test_pairs_are_filtered_before_they_are_mined_or_trained_on():
+    mine = dataclasses.replace(MINE, data=StagePairs(stage="filter"))
+    filtered = change(PRETRAIN, name="again", stores="filter")
+    check_stages((PREPARE, MLM, PRETRAIN, FILTER, mine, FINETUNE, filtered, EVALUATE))
+
+
+def test_a_run_on_places_filters_and_mines_places_with_named_models():
+    data = StagePairs(places=("a.jsonl",), query_length=8, document_length=8)
+    filtering, mining = Filtering(model="gte", k=2), Mining(model="gte", count=3)
+    evaluation = EvaluationConfig(tasks=("sts:dev.jsonl",))
+    check_stages(
+        (
+            PLACES,
+            FilterStage(name="filter", data=data, filtering=filtering),
+            MLM,
+            change(PRETRAIN, stores="filter"),
+            MineStage(name="mine", data=data, mining=mining),
+            FINETUNE,
+            EvaluateStage(name="evaluate", evaluation=evaluation),
+        )
+    )
 
 
 def test_stores_prepared_elsewhere_need_no_prepare_stage():
@@ -133,6 +168,30 @@ def test_a_head_is_trained_on_what_is_there_or_is_named():
         ((PREPARE, MLM, FINETUNE, MINE), "from 'mine', which is no"),
         ((PREPARE, MLM, change(MLM, name="again")), "again would discard"),
         ((PREPARE, change(PREPARE, name="again")), "prepare only once"),
+        ((change(MLM, stores="gs://b/text"), PREPARE), "prepare comes after a stage"),
+        ((PREPARE, FILTER), "filter needs a stage before it that trains, or filtering"),
+        ((PREPARE, EVALUATE), "evaluate needs a stage before it that trains"),
+        ((PLACES, MLM, EVALUATE), "evaluate has nothing to measure"),
+        (
+            (PREPARE, MLM, dataclasses.replace(MINE, data=StagePairs(stage="filtr"))),
+            "mine takes its pairs from 'filtr', which is no stage before it",
+        ),
+        (
+            (PLACES, MLM, FILTER),
+            "filter takes its pairs from 'prepare', which is no stage before it that "
+            "keeps their text",
+        ),
+        (
+            (
+                PREPARE,
+                MLM,
+                dataclasses.replace(
+                    FILTER, data=StagePairs(stage="prepare", query_length=7)
+                ),
+                change(PRETRAIN, stores="filter"),
+            ),
+            "pretrain has query_length=8, filter prepares 7",
+        ),
         (
             (PREPARE, MLM, MINE, change(FINETUNE, num_negatives=4)),
             "takes num_negatives=4 of each query, of which mine finds count=3",
@@ -218,6 +277,9 @@ def test_a_broken_config_file_is_named_with_its_line(tmp_path, text, message):
         (lambda: ContrastiveLoss(temperature=0.0), "temperature=0.0"),
         (lambda: Mining(count=21), "count=21 negatives .* pool=20"),
         (lambda: Mining(count=1, margin=1.5), "margin=1.5"),
+        (lambda: Filtering(query_prefix="q: "), "query_prefix='q: '.* none is named"),
+        (lambda: EvaluationConfig(precisions=()), "at least float32"),
+        (lambda: EvaluationConfig(dims=(64, 64)), "repeats a value"),
         (lambda: change(PREPARE, held_out_share=1.0), "held_out_share=1.0"),
         (lambda: change(PREPARE, limit=0), "limit=0"),
     ],

@@ -63,13 +63,9 @@ def test_each_place_becomes_a_store_and_brings_its_rule(text, tokenizer, tmp_pat
             {"pairs": ("a.jsonl",), "query_length": 8},
             "query_length=8, document_length=0: pairs in rows of",
         ),
-        (
-            {"pairs": ("a.jsonl",), "row_length": 8} | LENGTHS,
-            "row_length=8: no place of text is given",
-        ),
         ({"text": ("a.txt",), "row_length": 8, "workers": 0}, "workers=0"),
     ],
 )
-def test_lengths_and_sources_go_together(fields, message):
+def test_sources_need_their_lengths(fields, message):
     with pytest.raises(ValueError, match=message):
         PlacesConfig(tokenizer="bert", **fields)

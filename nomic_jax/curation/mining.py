@@ -3,16 +3,13 @@
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
 from nomic_jax.curation.hard_negatives import MarginKind, TooFew, check_margin, mine
 from nomic_jax.curation.stage_pairs import StagePairs
-from nomic_jax.embedder import Embedder
-from nomic_jax.sources.pairs import Pair, PairSource, fingerprint
-from nomic_jax.store.corpus import write_sources, write_training_pairs
+from nomic_jax.sources.pairs import Pair
 
 Encode: TypeAlias = Callable[[Sequence[str]], np.ndarray]  # texts to unit rows
 
@@ -57,27 +54,6 @@ class MineStage:
     name: str
     data: StagePairs
     mining: Mining
-
-
-def with_negatives(
-    source: PairSource, embedder: Embedder, mining: Mining
-) -> PairSource:
-    """Give every pair of a source hard negatives out of the source's own documents.
-
-    Raises:
-        ValueError: the source has too few documents, or prefixes of no task.
-    """
-    encode_query, encode_document = embedder.encoders(
-        source.query_prefix, source.document_prefix
-    )
-    pairs = mined_pairs(
-        source.pairs,
-        lambda texts: encode_query(texts, progress=True),
-        lambda texts: encode_document(texts, progress=True),
-        mining,
-        name=source.name,
-    )
-    return dataclasses.replace(source, pairs=pairs)
 
 
 def mined_pairs(
@@ -150,25 +126,3 @@ def mined_pairs(
         for pair in pairs
         if pair.query in negatives
     ]
-
-
-def mine_negatives(
-    sources: tuple[PairSource, ...],
-    embedder: Embedder,
-    mining: Mining,
-    folder: Path,
-    *,
-    query_length: int,
-    document_length: int,
-) -> None:
-    """Mine all sources and write them as the prepare stage writes its own."""
-    mined = [with_negatives(source, embedder, mining) for source in sources]
-    write_training_pairs(
-        folder,
-        mined,
-        embedder.tokenizer,
-        query_length=query_length,
-        document_length=document_length,
-        num_negatives=mining.count,
-    )
-    write_sources(folder, mined, fingerprint=fingerprint(mined))

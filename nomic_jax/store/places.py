@@ -37,10 +37,10 @@ class PlacesConfig:
     workers: int = 1  # processes that tokenise
 
     def __post_init__(self) -> None:
-        """Refuse sources without their lengths, and lengths without sources.
+        """Refuse no source at all, and sources without their lengths.
 
         Raises:
-            ValueError: with what to give, or to leave out.
+            ValueError: with what to give.
         """
         if not self.text and not self.pairs:
             raise ValueError("neither text nor pairs: name what is to be prepared")
@@ -52,10 +52,6 @@ class PlacesConfig:
             told = ", ".join(f"{name}={value}" for name, value in given.items())
             if getattr(self, sources) and min(given.values()) < 3:
                 raise ValueError(f"{told}: {sources} in rows of less than 3 tokens")
-            if not getattr(self, sources) and any(given.values()):
-                raise ValueError(
-                    f"{told}: no place of {sources} is given; leave it out"
-                )
         if self.workers < 1:
             raise ValueError(f"workers={self.workers} must be at least 1")
 
