@@ -54,7 +54,7 @@ def filtered(stage: FilterStage, carried: Carried, folder: RunFolder, out: str) 
         prefixes = (each.query_prefix, each.document_prefix)
         own = None if filtering.model else prefixes
         candidates = [Candidates(each.source, each.columns, own)]
-        (report,) = filter_sources(candidates, judge, filtering, [place])
+        (report,) = filter_sources(candidates, judge, filtering, [place], progress=True)
         kept.append(report["kept"])
         say(
             f"{stage.name}, {each.source.name}: kept {report['kept']:,} of "
@@ -101,6 +101,7 @@ def mined(stage: MineStage, carried: Carried, folder: RunFolder, out: str) -> No
             with_own_prompts(judge, *prefixes),
             mining,
             join(folder.place, "train", f"{each.source.name}.jsonl"),
+            progress=True,
         )
         kept.append(counts["kept"])
         say(
