@@ -49,13 +49,17 @@ def filtered(stage: FilterStage, carried: Carried, folder: RunFolder, out: str) 
     filtering = stage.filtering
     judge = _judge(stage.name, filtering.model, carried)
     places = [join(folder.place, "train", each.source.name) for each in named]
-    kept = []
-    for each, place in zip(named, places, strict=True):
-        prefixes = (each.query_prefix, each.document_prefix)
-        own = None if filtering.model else prefixes
-        candidates = [Candidates(each.source, each.columns, own)]
-        (report,) = filter_sources(candidates, judge, filtering, [place], progress=True)
-        kept.append(report["kept"])
+    candidates = [
+        Candidates(
+            each.source,
+            each.columns,
+            None if filtering.model else (each.query_prefix, each.document_prefix),
+        )
+        for each in named
+    ]
+    reports = filter_sources(candidates, judge, filtering, places, progress=True)
+    kept = [report["kept"] for report in reports]
+    for each, report in zip(named, reports, strict=True):
         say(
             f"{stage.name}, {each.source.name}: kept {report['kept']:,} of "
             f"{report['pairs']:,} pairs"

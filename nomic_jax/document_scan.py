@@ -43,6 +43,9 @@ class Found(NamedTuple):
     error: float  # longest norm of what rounding took from a document
 
 
+SILENT = 10  # seconds before a search shows how far it is
+
+
 def scan(
     queries: Float[Numbers, "Q E"],
     documents: Float[Numbers, "M E"],
@@ -63,6 +66,8 @@ def scan(
         rounding: of the factors of the products. Rounded ones are quick on hardware
             that multiplies them as they are; the scores are then approximate.
     """
+    from tqdm import tqdm
+
     devices = jax.local_devices()
     mesh = Mesh(np.array(devices), ("documents",))
     spread = NamedSharding(mesh, PartitionSpec("documents"))
@@ -79,12 +84,22 @@ def scan(
         jnp.full(shape, -1, jnp.int32, device=spread),
         jnp.zeros((len(devices), 2), jnp.float32, device=spread),
     )
-    for offset, valid, some in _blocks(documents, block, len(devices)):
-        candidates = jax.device_put(some, spread)
-        # Otherwise the host runs ahead and puts every block on the devices at once.
-        jax.block_until_ready(best)
-        place = jnp.int32(offset), jnp.int32(valid)
-        best = _seen(best, split, candidates, *place, mesh, rounding)
+    total = documents.shape[0]
+    with tqdm(
+        total=total,
+        desc="search",
+        unit="row",
+        unit_scale=True,
+        delay=SILENT,
+        leave=False,
+    ) as bar:
+        for offset, valid, some in _blocks(documents, block, len(devices)):
+            candidates = jax.device_put(some, spread)
+            # Otherwise the host runs ahead and puts every block on the devices at once.
+            jax.block_until_ready(best)
+            bar.update(offset - bar.n)
+            place = jnp.int32(offset), jnp.int32(valid)
+            best = _seen(best, split, candidates, *place, mesh, rounding)
     scores, indices = (
         np.moveaxis(np.asarray(leaf), 0, 2).reshape(parts * rows, -1)[:number]
         for leaf in (best.scores, best.indices)

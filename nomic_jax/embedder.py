@@ -3,10 +3,11 @@
 import collections
 import dataclasses
 import functools
+import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ from nomic_jax.config import EmbeddingConfig
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.pooling import embed, matryoshka
 from nomic_jax.model.projection import Projection
-from nomic_jax.own_devices import num_devices, on_own_devices, spread_rows
+from nomic_jax.own_devices import digest, num_devices, on_own_devices, spread_rows
 from nomic_jax.tokenizer import BUCKETS, TextTokenizer, pad
 
 logger = logging.getLogger(__name__)
@@ -67,21 +68,17 @@ class Embedder:
                 f"{model.config.vocab_size} rows; they do not belong together"
             )
         trained = model.config.trained_positions
+        over = f"max_length={config.max_length} exceeds the"
         if config.max_length > trained and model.config.rope_scaling_factor is None:
             stretch = "rotary_scaling_factor=2.0, the published choice, stretches them"
             if model.config.rope_base is None:
                 stretch = "they are absolute, and nothing stretches them"
-            raise ValueError(
-                f"max_length={config.max_length} exceeds the {trained} positions the "
-                f"model was trained on; {stretch}"
-            )
+            over += f" {trained} positions the model was trained on"
+            raise ValueError(f"{over}; {stretch}")
         if config.max_length > BUCKETS[-1]:
-            raise ValueError(
-                f"max_length={config.max_length} exceeds the longest row, {BUCKETS[-1]}"
-            )
+            raise ValueError(f"{over} longest row, {BUCKETS[-1]}")
         self.width = model.config.width if projection is None else projection.width
-        wide = [dim for dim in config.matryoshka_dims if dim > self.width]
-        if wide:
+        if wide := [dim for dim in config.matryoshka_dims if dim > self.width]:
             raise ValueError(f"matryoshka_dims {wide} exceed the width {self.width}")
         self.model = model
         self.projection = projection
@@ -223,29 +220,37 @@ class Embedder:
             tokens = pad(texts, length=batch.length, rows=batch.rows, pad_id=pad_id)
             yield batch.members, tokens
 
-    def encoders(
-        self, query_prefix: str, document_prefix: str
-    ) -> tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]:
-        """Return what embeds a source's queries and documents, by their prefixes.
-
-        Raises:
-            ValueError: a prefix is no task's prompt.
-        """
-        query, document = map(self.config.task_of, (query_prefix, document_prefix))
-        return (
-            functools.partial(self.encode, task=query),
-            functools.partial(self.encode, task=document),
+    def replaced(
+        self, *, model: NomicBert | None = None, config: EmbeddingConfig | None = None
+    ) -> "Embedder":
+        """Return an embedder with another model or configuration, the rest the same."""
+        return Embedder(
+            model or self.model,
+            self.tokenizer,
+            config or self.config,
+            projection=self.projection,
+            tokens_per_batch=self.tokens_per_batch,
         )
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what embeddings depend on as JSON; weights as their digest."""
+        part = self.projection
+        found = {
+            "weights": digest(self.model),
+            "projection": part and [digest(part), part.activation],
+            "tokenizer": self.tokenizer.digest,
+            "model": self.model.config.to_json(),
+            "embedding": self.config.to_json(),
+            "dtype": str(self.model.dtype),
+        }
+        return json.loads(json.dumps(found))  # tuples to lists, as it is read back
+
     def _checked_dim(self, dim: int | None) -> int:
-        full = self.width
-        dims = self.config.matryoshka_dims or (full,)
-        if dim is not None and dim != full and dim not in dims:
-            raise ValueError(
-                f"dim={dim} is not one the model was trained for: "
-                f"{', '.join(str(d) for d in sorted({*dims, full}))}"
-            )
-        return full if dim is None else dim
+        known = sorted({self.width, *self.config.matryoshka_dims})
+        if dim is not None and dim not in known:
+            dims = ", ".join(map(str, known))
+            raise ValueError(f"dim={dim} is not one the model was trained for: {dims}")
+        return self.width if dim is None else dim
 
 
 @functools.partial(jax.jit, static_argnums=3)

@@ -31,8 +31,8 @@ class FilterPairs:
     query: str = "query"  # column of queries
     document: str = "document"  # column of documents
     negatives: str = "negatives"  # column of hard negatives, which are kept
-    query_prefix: str = ""  # put before each query as it stands
-    document_prefix: str = ""  # put before each document
+    query_prefix: Line = None  # put before each query; None: the model's, if any
+    document_prefix: Line = None  # put before each document; None: the same
     max_length: int = 512  # tokens; longer texts are cut; a model may take fewer
     blank: Literal["error", "drop"] = "error"  # what blank texts and nulls meet
     coordinator: str = ""  # of several hosts: ADDRESS:PORT of the first, a free port
@@ -61,7 +61,15 @@ def _filter_pairs(options: FilterPairs) -> int:
     from nomic_jax.curation.filtered import REPORT, Candidates, filter_sources
     from nomic_jax.embedder import Embedder
     from nomic_jax.sources.pairs import PairColumns
-    from nomic_jax.storage import check_out, join, write_json
+    from nomic_jax.sources.source import check_distinct
+    from nomic_jax.storage import (
+        check_out,
+        exists,
+        folders,
+        join,
+        read_json,
+        write_json,
+    )
     from nomic_jax.store.planned import plan_sources
     from nomic_jax.store.rules import PairRule
 
@@ -89,10 +97,8 @@ def _filter_pairs(options: FilterPairs) -> int:
         for source, own in planned
         if isinstance(own, PairRule)
     ]
-    names = [source.name for source, *_ in candidates]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"two sources have the name {twice!r}; rename a file")
+    names = [each.source.name for each in candidates]
+    check_distinct(names)
     hosts.start(options.coordinator, options.hosts, options.host)
     embedder = hosts.together(
         options.model, lambda: Embedder.from_pretrained(options.model)
@@ -113,11 +119,8 @@ def _filter_pairs(options: FilterPairs) -> int:
             f"{dropped}, in {join(options.out, name)}",
             flush=True,
         )
-    write_json(
-        join(options.out, REPORT),
-        {
-            "filtering": dataclasses.asdict(filtering),
-            "sources": dict(zip(names, reports, strict=True)),
-        },
-    )
+    # Of all that were filtered into the folder, also by commands before this one.
+    places = {name: join(options.out, name, REPORT) for name in folders(options.out)}
+    found = {name: read_json(at) for name, at in places.items() if exists(at)}
+    write_json(join(options.out, REPORT), found)
     return 0

@@ -14,14 +14,15 @@ Share = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 class MineNegatives:
     """Give each pair hard negatives: near its query, and no answer to it.
 
-    SOURCE is what `nomic-jax prepare` takes; so is the file that is written, with
-    --num-negatives. The same command again goes on where it was stopped.
+    SOURCE is a file of pairs, a pattern of files or a folder of shards. `nomic-jax
+    prepare` takes the file that is written, with --num-negatives. The same command
+    again goes on where it was stopped.
     """
 
     source: Place  # pairs; those with one query are its answers
     model: str  # folder or hub id of what embeds them; the paper's is thenlper/gte-base
     out: str  # .jsonl or .jsonl.gz: query, document, negatives
-    corpus: Line = None  # .jsonl of further documents, which answer no query
+    corpus: Line = None  # a source of further documents, which answer no query
     corpus_column: str = "text"  # of the documents in it
     count: int = 20  # negatives of each query; training draws 7 of 20 at random
     pool: int = 20  # nearest allowed documents that they are drawn from
@@ -29,6 +30,7 @@ class MineNegatives:
     margin_kind: Literal["ratio", "absolute"] = "ratio"  # absolute: what it must lack
     # what queries with fewer below the margin meet: random documents, or pairs go
     too_few: Literal["fill", "drop"] = "fill"
+    blank: Literal["error", "drop"] = "error"  # what blank texts and nulls meet
     seed: int = 0  # of the draw
     query: str = "query"  # column of queries
     document: str = "document"  # column of documents
@@ -56,16 +58,14 @@ def mine_negatives(options: MineNegatives) -> int:
 
 
 def _mine_negatives(options: MineNegatives) -> int:
-    from pathlib import Path
-
     from nomic_jax import hosts
     from nomic_jax.curation.mined_file import check_file, mine_file
     from nomic_jax.curation.mining import Mining
     from nomic_jax.curation.own_prompts import search_prompts, with_own_prompts
     from nomic_jax.embedder import Embedder
-    from nomic_jax.sources.jsonl import read_texts
     from nomic_jax.sources.open_source import open_source
     from nomic_jax.sources.pairs import PairColumns
+    from nomic_jax.sources.source import Place, text_of
 
     mining = Mining(
         count=options.count,
@@ -73,6 +73,7 @@ def _mine_negatives(options: MineNegatives) -> int:
         margin=options.margin,
         margin_kind=options.margin_kind,
         too_few=options.too_few,
+        blank=options.blank,
         seed=options.seed,
     )
     if options.corpus is None and options.corpus_column != MineNegatives.corpus_column:
@@ -81,7 +82,11 @@ def _mine_negatives(options: MineNegatives) -> int:
     source = open_source(options.source)
     corpus: list[str] = []
     if options.corpus is not None:
-        corpus = list(read_texts(Path(options.corpus), column=options.corpus_column))
+        texts = open_source(options.corpus)
+        corpus = [
+            text_of(row, options.corpus_column, Place(texts, number))
+            for number, row in enumerate(texts.rows(0, len(texts)))
+        ]
     hosts.start(options.coordinator, options.hosts, options.host)
     embedder = hosts.together(
         options.model, lambda: Embedder.from_pretrained(options.model)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from nomic_jax import hosts
 from nomic_jax.checkpoints.config_keys import read_config_keys
 from nomic_jax.checkpoints.families import Family
 from nomic_jax.checkpoints.hub import resolve as resolve_model
@@ -18,9 +19,11 @@ from nomic_jax.checkpoints.sentence_transformers_folder import (
 from nomic_jax.config import ModelConfig
 from nomic_jax.curation.filter_stage import FilterStage
 from nomic_jax.curation.mining import MineStage
+from nomic_jax.curation.stage_pairs import pairs_of
 from nomic_jax.data.answer_windows import check_windows
 from nomic_jax.evaluation.extras import extra
 from nomic_jax.held_out import check_tasks
+from nomic_jax.sources.source import Place
 from nomic_jax.stage_order import Stage, is_place
 from nomic_jax.storage import check_out, exists, join
 from nomic_jax.store.collection import PAIRS, TEXT
@@ -55,12 +58,35 @@ def check_folder(
             f"{join(out, 'model')} is of a run without {', '.join(missing)}; "
             f"use another --out, or remove {out}"
         )
-    check_tasks(stages)
+    if hosts.is_first():  # which measures, and tasks may be large
+        check_tasks(stages)
+    check_curation(stages)
     check_examples(stages)
     check_models(stages)
     if not all(isinstance(stage, TaskStage) for stage in stages):
         for library in ("pytrec_eval", "bm25s"):
             extra(library)  # missed now, not when the training is done
+
+
+def check_curation(stages: Sequence[Stage]) -> None:
+    """Refuse places and models of filter and mine stages that are not there.
+
+    Of each source the first row is looked at, of a model its config.
+
+    Raises:
+        ValueError: a place holds no pairs, two sources share a name, or a model is
+            none.
+    """
+    for stage in stages:
+        if not isinstance(stage, FilterStage | MineStage):
+            continue
+        if stage.data.places:
+            for each in pairs_of(stage.data, ""):
+                (row,) = each.source.rows(0, 1)
+                each.columns.pair(row, Place(each.source, 0), allow_blank=True)
+        section = stage.filtering if isinstance(stage, FilterStage) else stage.mining
+        if section.model:
+            _sizes(resolve_model(section.model, weights=False))
 
 
 def check_models(stages: Sequence[Stage]) -> None:

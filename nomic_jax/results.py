@@ -4,18 +4,18 @@ DIR/model/   DIR/report.html
 """
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 
 from nomic_jax.checkpoints.folder import save_model
 from nomic_jax.config import EmbeddingConfig
 from nomic_jax.embedder import Embedder
 from nomic_jax.evaluation.bm25 import evaluate_bm25
-from nomic_jax.evaluation.retrieval import rank, task_from_pairs
+from nomic_jax.evaluation.retrieval import task_from_pairs
 from nomic_jax.folder_copy import written_here
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.head_models import Model
 from nomic_jax.report import EvaluationRow, Example, Hit, StageCurve, write_report
+from nomic_jax.search import nearest
 from nomic_jax.sources.pairs import PairSource
 from nomic_jax.storage import exists, join, name_of
 from nomic_jax.tokenizer import TextTokenizer
@@ -130,22 +130,21 @@ def _examples(carried: Carried) -> list[Example]:
         task = task_from_pairs(source.name, source.pairs)
         stride = max(1, len(task.queries) // EXAMPLES_PER_SOURCE)
         picked = range(0, len(task.queries), stride)[:EXAMPLES_PER_SOURCE]
-        few = dataclasses.replace(
-            task,
-            queries=[task.queries[i] for i in picked],
-            relevant=[task.relevant[i] for i in picked],
+        queries = [task.queries[i] for i in picked]
+        prefixes = (source.query_prefix, source.document_prefix)
+        query_prompt, document_prompt = map(embedder.config.task_of, prefixes)
+        best = nearest(
+            embedder.encode(queries, task=query_prompt),
+            embedder.encode(task.documents, task=document_prompt),
+            k=min(HITS, len(task.documents)),
         )
-        ranking = rank(
-            few, *embedder.encoders(source.query_prefix, source.document_prefix)
-        )
-        for row, query in enumerate(few.queries):
-            answers = few.relevant[row]
-            answer = task.documents[answers[0]]
-            best = zip(ranking.scores[row], ranking.documents[row], strict=True)
+        for row, query, scores, found in zip(picked, queries, *best, strict=True):
+            answers = task.relevant[row]
             hits = [
                 Hit(task.documents[int(i)], float(score), int(i) in answers)
-                for score, i in itertools.islice(best, HITS)
+                for score, i in zip(scores, found, strict=True)
             ]
+            answer = task.documents[answers[0]]
             examples.append(Example(query, answer, {"trained model": hits}))
     return examples
 

@@ -1,5 +1,6 @@
 """The published recipe as one file: what it chains, and a run of it at the smallest."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from evaluation_files import write_beir, write_jsonl
 
 from nomic_jax.embedder import Embedder
 from nomic_jax.overrides import override
+from nomic_jax.preflight import check_curation
 from nomic_jax.recipe import run
 from nomic_jax.stages import check_stages, load_stages
 
@@ -90,6 +92,42 @@ def text(tmp_path_factory):
         [(f"q{i}", f"d{i}", 1) for i in range(12)],
     )
     return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("mine", {"data": {"places": ("no/pairs.yaml",)}}, "no/pairs.yaml"),
+        ("mine", {"mining": {"model": "no/model"}}, "no/model"),
+        ("filter", {"filtering": {"model": "no/model"}}, "no/model"),
+    ],
+)
+def test_what_a_later_stage_lacks_is_told_before_anything_is_trained(
+    text, tmp_path, name, change, message
+):
+    stages = []
+    for stage in load_stages(CONFIGS / "nomic_embed_text_v1.py"):
+        for section, fields in SMALL_CURATION.get(stage.name, {}).items():
+            fields = {k: _placed(v, text) for k, v in fields.items()}
+            fields |= change.get(section, {}) if stage.name == name else {}
+            section_of = dataclasses.replace(getattr(stage, section), **fields)
+            stage = dataclasses.replace(stage, **{section: section_of})
+        if stage.name in ("filter", "mine"):
+            stages.append(stage)
+    with pytest.raises(ValueError, match=message):
+        check_curation(stages)
+
+
+def _placed(value, folder):
+    if isinstance(value, tuple):
+        return tuple(_placed(each, folder) for each in value)
+    return f"{folder}/{value}"
+
+
+SMALL_CURATION = {
+    "filter": {"data": {"places": ("raw.jsonl",)}, "filtering": {"model": "judge"}},
+    "mine": {"data": {"places": ("labelled.jsonl",)}, "mining": {"model": "judge"}},
+}
 
 
 @pytest.mark.slow

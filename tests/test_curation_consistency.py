@@ -60,12 +60,22 @@ def test_the_last_block_takes_the_rest(rows, expected):
 def test_ties_never_stand_before_a_pair():
     near = 0.9 + np.float32(0.8) * TOLERANCE
     documents = at_cosines(0.9, 0.9, near, 0.9 + 3 * TOLERANCE, 0.5)
-    pairs = np.array([(0, i) for i in range(5)])
-    scores, found = ranks(QUERY, documents, pairs, depth=10)
+    # The same query five times, as if each were another's: none answers for another.
+    queries, pairs = np.repeat(QUERY, 5, axis=0), np.array([(i, i) for i in range(5)])
+    scores, found = ranks(queries, documents, pairs, depth=10)
     np.testing.assert_array_equal(found, [2, 2, 2, 1, 5])
     np.testing.assert_array_equal(scores, documents[:, 0])
-    _, found = ranks(QUERY, documents, pairs, depth=2)
+    _, found = ranks(queries, documents, pairs, depth=2)
     np.testing.assert_array_equal(found, [2, 2, 2, 1, 3])
+
+
+def test_a_querys_own_answers_are_no_rivals_of_one_another():
+    documents = at_cosines(0.9, 0.8, 0.7, 0.6, 0.5, 0.75)
+    queries = np.repeat(QUERY, 2, axis=0)
+    pairs = np.array([*((0, i) for i in range(5)), (1, 5)])
+    # Of the last query's document, which answers no other, 0.7 and below fall behind.
+    _, found = ranks(queries, documents, pairs, depth=2)
+    np.testing.assert_array_equal(found, [1, 1, 2, 2, 2, 3])
 
 
 def test_equal_documents_are_one_rival():
@@ -125,6 +135,7 @@ def shuffled_pairs():
 
 
 SETTINGS = {"model": "tiny", "k": 1, "block": 10}
+SETTINGS |= {"query_prefix": "", "document_prefix": ""}
 
 
 def read(folder):
@@ -195,6 +206,30 @@ def test_another_filtering_in_the_same_folder_is_refused(embedder, tmp_path):
         filter_source(fewer, COLUMNS, embedder, Filtering(**SETTINGS), tmp_path)
 
 
+def test_a_try_that_judged_nothing_does_not_stand_in_the_way(embedder, tmp_path):
+    blank = source([("a small fox", " "), *((text, text) for text in texts(12))])
+    with pytest.raises(ValueError, match="column 'document' is blank"):
+        filter_source(blank, COLUMNS, embedder, Filtering(**SETTINGS), tmp_path)
+    dropping = Filtering(**SETTINGS | {"blank": "drop"})
+    report = filter_source(blank, COLUMNS, embedder, dropping, tmp_path)
+    assert report["dropped"]["blank"] == 1
+    assert read_json(tmp_path / "filtering.json")["blank"] == "drop"
+
+
+def test_a_named_judge_gets_its_own_prefixes_unless_others_are_given(
+    embedder, tmp_path
+):
+    pairs = source([(text, text) for text in texts(12)])
+    for name, given, expected in (
+        ("own", None, "search_query: "),
+        ("none", "", ""),
+        ("other", "query: ", "query: "),
+    ):
+        filtering = Filtering(**SETTINGS | {"query_prefix": given})
+        filter_source(pairs, COLUMNS, embedder, filtering, tmp_path / name)
+        assert read_json(tmp_path / name / "filtering.json")["query_prefix"] == expected
+
+
 def test_hosts_take_blocks_in_turn(embedder, tmp_path, monkeypatch):
     pairs, _ = shuffled_pairs()
     monkeypatch.setattr(filtered.hosts, "count", lambda: 2)
@@ -227,4 +262,4 @@ def test_the_command_filters_files_and_says_what_stayed(model, tmp_path, capsys)
     assert "forum: kept 32 of 40 pairs, dropped 8 by rank, 0 by blank" in said.out
     assert "rows 30 to 39: kept 8 of 10" in said.err
     report = read_json(tmp_path / "out" / "report.json")
-    assert report["sources"]["forum"]["kept"] == len(read(tmp_path / "out" / "forum"))
+    assert report["forum"]["kept"] == len(read(tmp_path / "out" / "forum"))

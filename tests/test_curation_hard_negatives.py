@@ -30,7 +30,11 @@ def test_every_query_gets_count_different_negatives_and_no_positive(seed, margin
     # A query close to its first positive, as a trained model would place it.
     queries = documents[[min(p) for p in positives]] + 0.1 * embeddings(seed + 9, 40)
     options = {"count": 7, "margin": margin, "pool": 10, "seed": seed}
-    found = mine(queries, documents, positives, document_texts=texts, **options)
+    excluded = [
+        {i for i, text in enumerate(texts) if text in {texts[p] for p in known}}
+        for known in positives
+    ]
+    found = mine(queries, documents, positives, excluded=excluded, **options)
     assert found.shape == (40, 7)
     for row, known in zip(found, positives, strict=True):
         assert len(set(row.tolist())) == 7
@@ -131,7 +135,6 @@ def test_random_documents_fill_up_and_those_above_the_margin_come_last():
         ({"margin": 0.0}, "margin=0.0 must be in"),
         ({"margin": 1.5}, "margin=1.5 must be in"),
         ({"margin": -0.1, "margin_kind": "absolute"}, "margin=-0.1 must be in"),
-        ({"document_texts": ["a"]}, "1 document texts for 5 embeddings"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):
@@ -140,3 +143,20 @@ def test_what_does_not_fit_is_refused(changes, message):
     positives = options.pop("positives")
     with pytest.raises(ValueError, match=message):
         mine(embeddings(0, 2), embeddings(1, 5), positives, **options)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_documents_are_below_the_margin_while_there_are_such(seed):
+    # 400 documents score higher than the positive, 99 lower.
+    documents = at_cosines(*np.linspace(0.95, -0.2, 500))
+    options = {"pool": 10, "margin": 0.95, "seed": seed}
+    (found,) = mine(QUERY, documents, [{400}], count=7, **options)
+    limit = documents[400, 0] - 0.05 * abs(documents[400, 0])
+    assert (documents[found, 0] <= limit).all() and len(set(found.tolist())) == 7
+    # Where they do not suffice, the lowest of those above come last.
+    near_end = documents[:410]
+    (found,) = mine(QUERY, near_end, [{400}], count=10, **options)
+    below = [i for i in range(410) if documents[i, 0] <= limit]
+    assert set(found[: len(below)].tolist()) == set(below) and len(below) < 10
+    others = [i for i in range(409, -1, -1) if i not in below and i != 400]
+    assert found[len(below) :].tolist() == others[: 10 - len(below)]

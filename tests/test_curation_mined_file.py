@@ -135,7 +135,10 @@ def test_what_was_embedded_is_not_embedded_again(options, tmp_path, monkeypatch)
     assert (tmp_path / "whole.jsonl.gz").read_bytes() == done
     with pytest.raises(ValueError) as caught:
         mine_negatives(MineNegatives(**options | {"seed": 3, "query_prefix": ""}))
-    for part in ("mining.seed was 0 and is 3", "prompts.query was 'search_query: '"):
+    for part in (
+        "mining.seed was 0 and is 3",
+        "judge.embedding.prompts.query was 'search_query: '",
+    ):
         assert part in str(caught.value)
 
 

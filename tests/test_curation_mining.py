@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nomic_jax.curation.mining import Mining, mined_pairs
+from nomic_jax.curation.mining import Mining, distinct_texts, mined_pairs
 from nomic_jax.sources.pairs import Pair
 
 DOCUMENTS = [f"document number {i}" for i in range(12)]
@@ -19,8 +19,10 @@ def encode(texts):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def with_negatives(settings):
-    return mined_pairs(PAIRS, encode, encode, settings, name="forum")
+def with_negatives(settings, pairs=PAIRS, corpus=()):
+    texts = distinct_texts(pairs, settings, name="forum", corpus=corpus)
+    embeddings = encode(texts.queries), encode(texts.documents)
+    return mined_pairs(pairs, texts, *embeddings, settings, name="forum")
 
 
 def answers(pairs):
@@ -55,14 +57,8 @@ def test_the_seed_chooses_and_the_same_seed_repeats():
 
 def test_further_documents_are_taken_and_the_query_itself_never():
     pairs = [Pair(f"document number {i}", f"answer {i}") for i in range(4)]
-    mined = mined_pairs(
-        pairs,
-        encode,
-        encode,
-        Mining(count=14, pool=14, margin=None),
-        name="forum",
-        corpus=DOCUMENTS,
-    )
+    settings = Mining(count=14, pool=14, margin=None)
+    mined = with_negatives(settings, pairs, DOCUMENTS)
     for pair in mined:
         # 4 answers and 12 documents, less the query's answer and the query itself.
         others = {f"answer {i}" for i in range(4)} | set(DOCUMENTS)
@@ -86,5 +82,19 @@ def test_a_source_with_too_few_documents_is_named():
     with pytest.raises(ValueError) as caught:
         with_negatives(Mining(count=11, pool=11))
     message = str(caught.value)
-    for part in ("'forum' has 12 documents", "2 answer one query; 11 others"):
+    for part in ("'forum' has 12 documents", "10 could be negatives of 'query 0'"):
         assert part in message.replace("of which ", "")
+
+
+def test_what_reads_like_an_answer_or_the_query_is_no_negative():
+    pairs = [
+        Pair("How tall is Everest?", "8,849 metres high"),
+        *(Pair(f"query {i}", DOCUMENTS[i]) for i in range(4)),
+        Pair("and how high", "8,849  Metres HIGH"),
+        Pair("again", "how tall  is everest?"),
+    ]
+    settings = Mining(count=4, pool=4, margin=None)
+    (first, *_) = with_negatives(settings, pairs)
+    assert set(first.negatives) == set(DOCUMENTS[:4])
+    with pytest.raises(ValueError, match="has 7 documents, of which 4 could be"):
+        with_negatives(Mining(count=5, pool=5, margin=None), pairs)

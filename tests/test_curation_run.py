@@ -90,7 +90,11 @@ def filter_run(stage, carried, out):
 def test_the_pairs_that_stay_are_those_a_search_by_hand_finds(
     carried, embedder, model, tmp_path, named
 ):
-    filtering = Filtering(k=2, model=str(model) if named else "")
+    filtering = Filtering(k=2)
+    if named:
+        filtering = Filtering(
+            k=2, model=str(model), query_prefix="", document_prefix=""
+        )
     stage = FilterStage(
         name="filter", data=StagePairs(stage="prepare"), filtering=filtering
     )
@@ -98,7 +102,7 @@ def test_the_pairs_that_stay_are_those_a_search_by_hand_finds(
     stores = open_stores(folder / PAIRS)
     for entry in read_entries(folder):
         source = drawn(entry.name, {"forum": 1, "letters": 2}[entry.name])
-        # A named model judges without prefixes, the run's own with the sources'.
+        # A named model judges with those that are given, the run's with the sources'.
         prefixes = ("", "") if named else PREFIXES[entry.name]
         kept = ranks(embedder, source, prefixes) < 2
         assert 0 < kept.sum() < len(kept)
@@ -129,7 +133,7 @@ def test_a_source_of_which_nothing_stays_is_named(carried, model, tmp_path):
     stage = FilterStage(
         name="filter",
         data=StagePairs(places=(str(tmp_path / "wrong.jsonl"),), **LENGTHS),
-        filtering=Filtering(model=str(model), k=1),
+        filtering=Filtering(model=str(model), k=1, query_prefix="", document_prefix=""),
     )
     with pytest.raises(ValueError, match="of wrong no pair is among .* k=1 nearest"):
         filter_run(stage, carried, tmp_path)
@@ -189,6 +193,22 @@ def test_nothing_says_done_where_a_source_cannot_be_mined(carried, tmp_path):
     with pytest.raises(ValueError, match="'forum' has 24 documents"):
         mined(stage, carried, folder, str(tmp_path))
     assert not is_prepared(tmp_path / "mine")
+
+
+def test_two_files_of_one_name_are_refused_before_any_is_judged(
+    carried, model, tmp_path
+):
+    for folder in ("one", "two"):
+        write_pairs(tmp_path / folder / "words.jsonl", drawn("forum", 3).pairs)
+    places = tuple(str(tmp_path / name / "words.jsonl") for name in ("one", "two"))
+    stage = FilterStage(
+        name="filter",
+        data=StagePairs(places=places, **LENGTHS),
+        filtering=Filtering(model=str(model), k=2),
+    )
+    with pytest.raises(ValueError, match="2 sources are named 'words'"):
+        filter_run(stage, carried, tmp_path)
+    assert not (tmp_path / "filter" / "train").exists()
 
 
 @pytest.mark.parametrize(

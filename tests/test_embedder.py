@@ -21,7 +21,9 @@ from nomic_jax.batch import Tokens
 from nomic_jax.batching import tokenize
 from nomic_jax.config import EmbeddingConfig
 from nomic_jax.embedder import Embedder
+from nomic_jax.fields import differing_fields
 from nomic_jax.model.encoder import NomicBert
+from nomic_jax.model.projection import Projection
 from nomic_jax.tokenizer import BUCKETS, TextTokenizer
 
 WORDS = "a small fox jumps over the lazy dog while search query document : _".split()
@@ -109,13 +111,41 @@ def test_tasks_differ_by_their_prefix_alone(embedder):
         np.testing.assert_allclose(vectors, prefixed, atol=ROUNDING)
 
 
-def test_a_source_is_embedded_by_its_prefixes(embedder):
-    query, document = embedder.encoders("search_query: ", "clustering: ")
-    texts = texts_of(3, 5)
-    assert np.array_equal(query(texts), embedder.encode_query(texts))
-    assert np.array_equal(document(texts), embedder.encode(texts, task="clustering"))
-    with pytest.raises(ValueError, match="no task has the prefix 'query: '"):
-        embedder.encoders("query: ", "clustering: ")
+def test_a_fingerprint_names_what_embeddings_depend_on(embedder, tiny_model, tokenizer):
+    def differing(*, model=None, config=None, **changes):
+        made = embedder.replaced(model=model, config=config)
+        for name, value in changes.items():
+            setattr(made, name, value)
+        return [
+            line.partition(" ")[0]
+            for line in differing_fields(embedder.fingerprint(), made.fingerprint())
+        ]
+
+    assert differing() == []
+    found = embedder.fingerprint()
+    assert json.loads(json.dumps(found)) == found
+    assert differing(config=embedding(pooling="cls")) == ["embedding.pooling"]
+    other = jax.tree.map(lambda leaf: leaf, tiny_model)
+    other.config = dataclasses.replace(other.config, rope_base=500.0)
+    assert differing(model=other) == ["model.rope_base"]
+    assert differing(model=jax.tree.map(lambda leaf: 2 * leaf, tiny_model)) == [
+        "weights"
+    ]
+    rough = jax.tree.map(lambda leaf: leaf, tiny_model)
+    rough.dtype = jnp.dtype("bfloat16")
+    assert differing(model=rough) == ["dtype"]
+    words = TextTokenizer.train(["other words"] * 3, vocab_size=64)
+    assert differing(tokenizer=words) == ["tokenizer"]
+    kernel = np.eye(32, dtype=np.float32)
+    dense = [Projection(kernel, None, activation=a) for a in ("identity", "tanh")]
+    assert differing(projection=dense[0]) == ["projection"]
+    made = embedder.replaced()
+    made.projection = dense[0]
+    assert made.replaced(config=embedding()).projection is dense[0]
+    assert made.replaced(config=embedding()).tokens_per_batch == 64
+    found = made.fingerprint()["projection"]
+    made.projection = dense[1]
+    assert made.fingerprint()["projection"] != found
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])

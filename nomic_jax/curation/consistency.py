@@ -23,6 +23,7 @@ DEPTH = 10  # ranks told apart in reports
 # Scores of unit rows that are closer than this are equal: float32 sums of a thousand
 # products are off by less.
 TOLERANCE = 1e-5
+OWN_ANSWERS = 100  # of one query, that are looked past at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,8 @@ class Filtering:
     model: str = ""
     k: int = 2  # nearest documents of a query, among which its own must be
     block: int = 1_000_000  # pairs searched together; the last block takes the rest
-    query_prefix: str = ""  # put before each query as it stands
-    document_prefix: str = ""  # put before each document
+    query_prefix: str | None = None  # put before each query; None: the model's, if any
+    document_prefix: str | None = None  # put before each document; None: the same
     max_length: int = 512  # tokens; longer texts are cut; a model may take fewer
     blank: Literal["error", "drop"] = "error"  # what blank texts and nulls meet
 
@@ -46,12 +47,12 @@ class Filtering:
             ValueError: with every problem found.
         """
         problems = []
-        if not self.model and (self.query_prefix or self.document_prefix):
-            problems.append(
-                f"query_prefix={self.query_prefix!r}, document_prefix="
-                f"{self.document_prefix!r} are of a model, and none is named; without "
-                "one each source brings its own"
-            )
+        for name in ("query_prefix", "document_prefix"):
+            if not self.model and getattr(self, name) is not None:
+                problems.append(
+                    f"{name}={getattr(self, name)!r} is of a model, and none is named; "
+                    "without one each source brings its own"
+                )
         if not 1 <= self.k < self.block:
             problems.append(
                 f"k={self.k} of block={self.block} pairs: 1 <= k < block is needed, "
@@ -93,7 +94,8 @@ def ranks(
 ) -> tuple[Float32[np.ndarray, "N"], Int64[np.ndarray, "N"]]:
     """Rank each pair's document among all others for its query.
 
-    Only documents that score higher by more than `TOLERANCE` stand before it.
+    Only documents that score higher by more than `TOLERANCE` stand before it, and none
+    that answers the same query.
 
     Args:
         queries: unit rows, each of another text.
@@ -104,15 +106,23 @@ def ranks(
     Returns:
         The score of each pair, and its rank from 1.
     """
-    depth = min(depth, len(documents))
-    best, _ = nearest(queries, documents, k=depth)
+    answers = np.unique(pairs @ np.array([len(documents), 1]))  # one number each
+    _, several = np.unique(answers // len(documents), return_counts=True)
+    # Where a query's own answers fill the list its rivals find room behind them.
+    most = min(int(several.max()) - 1, OWN_ANSWERS)
+    best, found = nearest(queries, documents, k=min(depth + most, len(documents)))
+    numbers = np.arange(len(queries))[:, None] * len(documents) + found
+    best = np.where(np.isin(numbers, answers), -np.inf, best)
     own = np.empty(len(pairs), np.float32)
+    ranked = np.empty(len(pairs), np.int64)
     step = 1 << 16  # rows copied at once
     for start in range(0, len(pairs), step):
         query, document = pairs[start : start + step].T
-        own[start : start + step] = np.vecdot(queries[query], documents[document])
-    higher = best[pairs[:, 0]] > own[:, None] + np.float32(TOLERANCE)
-    return own, higher.sum(axis=1, dtype=np.int64) + 1
+        score = np.vecdot(queries[query], documents[document])
+        higher = best[query] > score[:, None] + np.float32(TOLERANCE)
+        own[start : start + step] = score
+        ranked[start : start + step] = higher.sum(axis=1) + 1
+    return own, np.minimum(ranked, depth + 1)
 
 
 def judge(

@@ -26,11 +26,10 @@ from nomic_jax.curation.consistency import (
     judge,
     stays,
 )
-from nomic_jax.curation.own_prompts import with_own_prompts
+from nomic_jax.curation.own_prompts import search_prompts, with_own_prompts
 from nomic_jax.embedder import Embedder
 from nomic_jax.fields import differing_fields
 from nomic_jax.folder_copy import written_here
-from nomic_jax.own_devices import digest
 from nomic_jax.sources.pairs import PairColumns
 from nomic_jax.sources.source import Source
 from nomic_jax.storage import check_out, exists, join, read_json, sizes, write_json
@@ -117,27 +116,34 @@ def filter_sources(
 
     Every folder is looked at before any block is judged.
     """
-    weights, work = digest(embedder.model), list[_Block]()
+    work = list[_Block]()
+    own_prompts = search_prompts(embedder.config)
     for (source, columns, prefixes), folder in zip(candidates, folders, strict=True):
         check_out(folder)
         query, document = prefixes or (
-            filtering.query_prefix,
-            filtering.document_prefix,
+            given if given is not None else own
+            for given, own in zip(
+                (filtering.query_prefix, filtering.document_prefix),
+                own_prompts,
+                strict=True,
+            )
         )
+        judging = with_own_prompts(
+            embedder, query, document, max_length=filtering.max_length
+        )
+        asked = dataclasses.asdict(filtering)
+        del asked["model"]  # the same model may lie at another place
         settings = {
-            **dataclasses.asdict(filtering),
+            **asked,
             "query_prefix": query,
             "document_prefix": document,
             "columns": dataclasses.asdict(columns),
             "source": source.name,
             "source_fingerprint": source.fingerprint,
-            "weights": weights,
+            "judge": judging.fingerprint(),
         }
         hosts.from_first(
             f"folder of {source.name}", lambda f=folder, s=settings: _claim(f, s)
-        )
-        judging = with_own_prompts(
-            embedder, query, document, max_length=filtering.max_length
         )
         work += [
             _Block(source, columns, judging, str(folder), number, *rows)
@@ -188,7 +194,9 @@ def _claim(folder: str | Path, settings: dict[str, Any]) -> None:
     place = join(folder, SETTINGS)
     if exists(place):
         differing = differing_fields(read_json(place), json.loads(json.dumps(settings)))
-        if differing:
+        if not any(name.startswith("block-") for name in sizes(folder)):
+            write_json(place, settings)  # of a try that came to nothing
+        elif differing:
             raise ValueError(
                 f"{folder} holds another filtering: {'; '.join(differing)}; give "
                 "another folder, or delete this one"

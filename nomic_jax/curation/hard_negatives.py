@@ -6,7 +6,6 @@ are likely positives nobody marked, and are left out: NV-Retriever (arXiv:2407.1
 section 3.2) compares each with a percentage of the positive's score.
 """
 
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Literal, TypeAlias
 
@@ -15,6 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int64
 
 from nomic_jax.search import nearest
+
+DRAWS = 8  # of random documents, before all are asked
 
 MarginKind: TypeAlias = Literal["ratio", "absolute"]
 TooFew: TypeAlias = Literal["fill", "drop"]
@@ -32,16 +33,15 @@ def mine(
     pool: int = 20,
     depth: int | None = None,
     seed: int,
-    document_texts: Sequence[str] | None = None,
     excluded: Sequence[Collection[int]] | None = None,
 ) -> Int64[np.ndarray, "Q {count}"]:
     """Choose exactly `count` negatives for each query.
 
     Of the `depth` nearest documents, known positives and those above the margin are
     dropped; `count` are drawn from the first `pool` that are left. Where fewer are
-    left, random documents fill up, and those above the margin, lowest first, only when
-    nothing else is there; or the query gets none. A query's draw depends on `seed` and
-    its row alone.
+    left, random documents below the margin fill up, and those above it, lowest first,
+    only when nothing else is there; or the query gets none. A query's draw depends on
+    `seed` and its row alone.
 
     Args:
         query_embeddings: unit rows.
@@ -55,11 +55,8 @@ def mine(
         too_few: what a query meets that has fewer than `count` documents in its pool:
             `fill` adds random ones, `drop` leaves it without any.
         pool: nearest allowed documents to draw from.
-        depth: nearest documents looked at, None: 5 * pool. Scores of those further off
-            are not compared with the margin.
+        depth: nearest documents looked at, None: 5 * pool.
         seed: of the draw.
-        document_texts: the documents; where given, a text equal to a positive's is no
-            negative either.
         excluded: further documents that are no negatives of each query, by index, such
             as one that is the query itself; the margin does not ask them.
 
@@ -72,7 +69,7 @@ def mine(
             few documents that could be negatives.
     """
     total = document_embeddings.shape[0]
-    _check(query_embeddings.shape[0], total, positives, document_texts)
+    _check(query_embeddings.shape[0], total, positives)
     check_margin(margin, margin_kind)
     depth = 5 * pool if depth is None else depth
     if not 1 <= count <= pool <= depth:
@@ -80,15 +77,14 @@ def mine(
             f"count={count}, pool={pool}, depth={depth}: negatives are drawn from a "
             "pool of the nearest, so 1 <= count <= pool <= depth is needed"
         )
-    forbidden = _with_equal_texts(positives, document_texts)
+    forbidden = [np.array(sorted(set(known)), np.int64) for known in positives]
     if excluded is not None:
         forbidden = [
             np.union1d(known, np.array(sorted(others), np.int64))
             for known, others in zip(forbidden, excluded, strict=True)
         ]
-    limits = _limits(
-        query_embeddings, document_embeddings, positives, margin, margin_kind
-    )
+    queries, documents = jax.device_get((query_embeddings, document_embeddings))
+    limits = _limits(queries, documents, positives, margin, margin_kind)
     scores, neighbours = nearest(
         query_embeddings, document_embeddings, k=min(depth, total)
     )
@@ -109,11 +105,10 @@ def mine(
         if missing and too_few == "drop":
             chosen[row] = -1
         elif missing:
-            above = neighbours[row][allowed & ~below]
-            others = np.ones(total, bool)
-            others[banned] = others[near] = others[above] = False
-            fill = random.permutation(np.flatnonzero(others))[:missing]
-            fill = np.concatenate([fill, above[::-1]])[:missing]
+            taken = np.union1d(banned, near)
+            fill = _random_fill(
+                documents, queries[row], limits[row], taken, missing, random
+            )
             chosen[row, len(drawn) :] = fill
     return chosen
 
@@ -141,9 +136,8 @@ def _check(
     queries: int,
     documents: int,
     positives: Sequence[Collection[int]],
-    texts: Sequence[str] | None,
 ) -> None:
-    """Refuse positives or texts that do not belong to these embeddings.
+    """Refuse positives that do not belong to these embeddings.
 
     Raises:
         ValueError: with the numbers.
@@ -152,8 +146,6 @@ def _check(
         raise ValueError(
             f"positives are given for {len(positives)} of {queries} queries"
         )
-    if texts is not None and len(texts) != documents:
-        raise ValueError(f"{len(texts)} document texts for {documents} embeddings")
     for row, known in enumerate(positives):
         if not known:
             raise ValueError(f"query {row} has no positive; leave such queries out")
@@ -164,24 +156,42 @@ def _check(
             )
 
 
-def _with_equal_texts(
-    positives: Sequence[Collection[int]], texts: Sequence[str] | None
-) -> list[Int64[np.ndarray, "banned"]]:
-    """Add to each query's positives the documents that read the same as one of them."""
-    if texts is None:
-        return [np.array(sorted(set(known)), np.int64) for known in positives]
-    places = defaultdict(list)
-    for index, text in enumerate(texts):
-        places[text].append(index)
-    return [
-        np.array(sorted({i for p in known for i in places[texts[p]]}), np.int64)
-        for known in positives
-    ]
+def _random_fill(
+    documents: Float[np.ndarray, "M E"],
+    query: Float[np.ndarray, "E"],
+    limit: np.float32,
+    taken: Int64[np.ndarray, "taken"],
+    missing: int,
+    random: np.random.Generator,
+) -> Int64[np.ndarray, "missing"]:
+    """Draw documents that are not taken and not above the limit, if there are any.
+
+    A few are drawn and asked at a time: of a million, all but a few will do. Where that
+    does not find enough, all are asked.
+    """
+
+    def scores(rows: Int64[np.ndarray, "some"]) -> Float32[np.ndarray, "some"]:
+        return documents[rows].astype(np.float32) @ query.astype(np.float32)
+
+    found = np.zeros(0, np.int64)
+    for _ in range(DRAWS):
+        some = random.integers(len(documents), size=4 * missing)
+        _, first = np.unique(some, return_index=True)
+        some = some[np.sort(first)]  # each once, as it was drawn
+        some = some[~np.isin(some, taken) & ~np.isin(some, found)]
+        found = np.concatenate([found, some[scores(some) <= limit]])
+        if len(found) >= missing:
+            return found[:missing]
+    rest = np.setdiff1d(np.arange(len(documents)), np.union1d(taken, found))
+    rest = random.permutation(rest)
+    asked = scores(rest)
+    above = rest[asked > limit][np.argsort(asked[asked > limit], kind="stable")]
+    return np.concatenate([found, rest[asked <= limit], above])[:missing]
 
 
 def _limits(
-    queries: Float[Array | np.ndarray, "Q E"],
-    documents: Float[Array | np.ndarray, "M E"],
+    queries: Float[np.ndarray, "Q E"],
+    documents: Float[np.ndarray, "M E"],
     positives: Sequence[Collection[int]],
     margin: float | None,
     kind: MarginKind,
@@ -189,7 +199,6 @@ def _limits(
     """Compute the highest score a negative of each query may have."""
     if margin is None:
         return np.full(len(positives), np.inf, np.float32)
-    queries, documents = jax.device_get((queries, documents))
     lowest = np.array(
         [
             (documents[sorted(known)].astype(np.float32) @ query).min()

@@ -12,13 +12,12 @@ from typing import Any
 
 from nomic_jax import hosts
 from nomic_jax.curation.embedded_parts import embedded
-from nomic_jax.curation.mining import Mining, mined_pairs
+from nomic_jax.curation.mining import Mining, distinct_texts, mined_pairs
 from nomic_jax.embedder import Embedder
 from nomic_jax.fields import differing_fields
 from nomic_jax.folder_copy import written_here
-from nomic_jax.own_devices import digest
 from nomic_jax.sources.jsonl import write_pairs
-from nomic_jax.sources.pairs import PairColumns
+from nomic_jax.sources.pairs import Pair, PairColumns
 from nomic_jax.sources.source import Place, Source
 from nomic_jax.storage import (
     check_out,
@@ -77,57 +76,60 @@ def mine_file(
         ValueError: a row holds no pair, there are too few documents, or the file is
             there and was made otherwise; what differs is named.
     """
+    asked = dataclasses.asdict(mining)
+    del asked["model"]  # the same model may lie at another place
     settings = {
-        "mining": dataclasses.asdict(mining),
+        "mining": asked,
         "source": source.name,
         "source_fingerprint": source.fingerprint,
         "columns": dataclasses.asdict(columns),
         "corpus": hashlib.blake2b("\0".join(corpus).encode()).hexdigest()[:32],
-        "prompts": dict(embedder.config.prompts),
-        "max_length": embedder.config.max_length,
-        "weights": digest(embedder.model),
+        "judge": embedder.fingerprint(),
     }
     name, report, parts = name_of(file), f"{file}.mining.json", f"{file}.parts"
-    done = hosts.from_first(name, lambda: _done(file, report, settings))
+    done = hosts.from_first(name, lambda: _done(file, report, parts, settings))
     if done is not None:
         return done
-    rows = source.rows(0, len(source))
-    pairs = [
-        columns.pair(row, Place(source, number)) for number, row in enumerate(rows)
-    ]
+    pairs = _pairs(source, columns, mining)
+    texts = distinct_texts(pairs, mining, name=source.name, corpus=corpus)
 
     def begin() -> None:
         if not exists(report):
             _discard(parts)  # nothing says what they are of
             write_json(report, settings)
 
-    def in_parts(side: str, task: str, texts: Sequence[str]) -> Any:
+    def in_parts(side: str, task: str, of: Sequence[str]) -> Any:
         hosts.from_first(name, begin)
         return embedded(
-            texts,
+            of,
             lambda some: embedder.encode(some, task=task, progress=progress),
             parts,
             side,
         )
 
-    mined = mined_pairs(
-        pairs,
-        lambda texts: in_parts("queries", "query", texts),
-        lambda texts: in_parts("documents", "document", texts),
-        mining,
-        name=source.name,
-        corpus=corpus,
-    )
+    queries = in_parts("queries", "query", texts.queries)
+    documents = in_parts("documents", "document", texts.documents)
 
     def write() -> dict[str, Any]:
-        counts = {"pairs": len(pairs), "kept": len(mined)}
+        found = mined_pairs(pairs, texts, queries, documents, mining, name=source.name)
+        counts = {"pairs": len(source), "kept": len(found)}
         with written_here(_folder_of(file), last=name_of(report)) as here:
-            write_pairs(here / name, mined)
+            write_pairs(here / name, found)
             write_json(here / name_of(report), {**settings, "counts": counts})
         _discard(parts)
         return counts
 
     return hosts.from_first(name, write)
+
+
+def _pairs(source: Source, columns: PairColumns, mining: Mining) -> list[Pair]:
+    allow = mining.blank == "drop"
+    rows = enumerate(source.rows(0, len(source)))
+    pairs = (
+        columns.pair(row, Place(source, number), allow_blank=allow)
+        for number, row in rows
+    )
+    return [pair for pair in pairs if pair.query.strip() and pair.document.strip()]
 
 
 def _folder_of(file: str) -> str:
@@ -141,7 +143,9 @@ def _discard(folder: str) -> None:
         shutil.rmtree(local_path(folder), ignore_errors=True)
 
 
-def _done(file: str, report: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+def _done(
+    file: str, report: str, parts: str, settings: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """Return the counts of a file that is done, and refuse one of something else.
 
     Raises:
@@ -161,4 +165,7 @@ def _done(file: str, report: str, settings: Mapping[str, Any]) -> dict[str, Any]
             f"{file} is of another mining: {'; '.join(differing)}; give another file, "
             f"or delete {name_of(report)} and what lies beside it"
         )
-    return counts if exists(file) else None
+    if counts is None or not exists(file):
+        return None
+    _discard(parts)  # of a run that was stopped at its very end
+    return counts

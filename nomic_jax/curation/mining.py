@@ -2,16 +2,15 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
+from jaxtyping import Float32
 
 from nomic_jax.curation.hard_negatives import MarginKind, TooFew, check_margin, mine
 from nomic_jax.curation.stage_pairs import StagePairs
 from nomic_jax.sources.pairs import Pair
-
-Encode: TypeAlias = Callable[[Sequence[str]], np.ndarray]  # texts to unit rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +26,7 @@ class Mining:
     margin_kind: MarginKind = "ratio"  # absolute: above the score less the margin
     # of the nearest below the margin: random documents fill up, or the pair goes
     too_few: TooFew = "fill"
+    blank: Literal["error", "drop"] = "error"  # what blank texts and nulls meet
     seed: int = 0  # of the draw
 
     def __post_init__(self) -> None:
@@ -43,6 +43,8 @@ class Mining:
         check_margin(self.margin, self.margin_kind)
         if self.too_few not in ("fill", "drop"):
             raise ValueError(f"too_few={self.too_few!r} must be fill or drop")
+        if self.blank not in ("error", "drop"):
+            raise ValueError(f"blank={self.blank!r} must be error or drop")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} must not be negative")
 
@@ -56,63 +58,103 @@ class MineStage:
     mining: Mining
 
 
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """The distinct texts of pairs, and which documents are no negatives of a query."""
+
+    queries: list[str]
+    documents: list[str]
+    answers: list[list[int]]  # of each query, by number
+    alike: list[list[int]]  # of each query: read like it, or like one of its answers
+
+
+def distinct_texts(
+    pairs: Sequence[Pair], mining: Mining, *, name: str, corpus: Sequence[str] = ()
+) -> Texts:
+    """Number the texts of pairs and of a corpus.
+
+    Texts read alike when they differ in capitals and spaces only.
+
+    Args:
+        pairs: queries may stand in several.
+        mining: how many negatives each query needs.
+        name: of the source, for errors.
+        corpus: further documents, which answer no query.
+
+    Raises:
+        ValueError: a query has too few documents that could be its negatives.
+    """
+    documents = list(dict.fromkeys([*(pair.document for pair in pairs), *corpus]))
+    place, readings = {}, defaultdict(list)
+    for number, document in enumerate(documents):
+        place[document] = number
+        readings[_reading(document)].append(number)
+    answers: dict[str, set[int]] = defaultdict(set)
+    for pair in pairs:
+        answers[pair.query].add(place[pair.document])
+    alike = []
+    for query, own in answers.items():
+        read = {_reading(query), *(_reading(documents[i]) for i in own)}
+        same = {i for reading in read for i in readings.get(reading, ())} | own
+        left = len(documents) - len(same)
+        if mining.too_few == "fill" and left < mining.count:
+            raise ValueError(
+                f"source {name!r} has {len(documents)} documents, of which {left} "
+                f"could be negatives of {query[:60]!r}; {mining.count} are needed: "
+                "lower count or give more pairs"
+            )
+        alike.append(sorted(same))
+    return Texts(list(answers), documents, [sorted(a) for a in answers.values()], alike)
+
+
+def _reading(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
 def mined_pairs(
     pairs: Sequence[Pair],
-    encode_query: Encode,
-    encode_document: Encode,
+    texts: Texts,
+    query_embeddings: Float32[np.ndarray, "Q E"],
+    document_embeddings: Float32[np.ndarray, "M E"],
     mining: Mining,
     *,
     name: str,
-    corpus: Sequence[str] = (),
 ) -> list[Pair]:
     """Give pairs hard negatives out of their own documents and those of a corpus.
 
     Pairs that share a query share its negatives; no answer of any is among them, nor a
-    document that reads like the query. Negatives that pairs had are replaced.
+    document that reads like one or like the query. Negatives that pairs had are
+    replaced.
 
     Args:
-        pairs: queries may stand in several.
-        encode_query: gets each query once.
-        encode_document: gets each document once.
+        pairs: in any order.
+        texts: of these pairs, as `distinct_texts` numbers them.
+        query_embeddings: unit rows.
+        document_embeddings: unit rows.
         mining: which documents are taken.
         name: of the source, for errors.
-        corpus: further documents, which answer no query.
 
     Returns:
         The pairs in their order, without those that `too_few` drops.
 
     Raises:
-        ValueError: there are too few documents, or every pair was dropped.
+        ValueError: every pair was dropped.
     """
-    documents = list(dict.fromkeys([*(pair.document for pair in pairs), *corpus]))
-    place = {document: i for i, document in enumerate(documents)}
-    answers: dict[str, set[int]] = defaultdict(set)
-    for pair in pairs:
-        answers[pair.query].add(place[pair.document])
-    queries = list(answers)
-    excluded = [[place[query]] if query in place else [] for query in queries]
-    most = max(map(len, answers.values()))
-    if mining.too_few == "fill" and len(documents) - most < mining.count:
-        raise ValueError(
-            f"source {name!r} has {len(documents)} documents, of which {most} "
-            f"answer one query; {mining.count} others are needed as its negatives: "
-            "lower count or give more pairs"
-        )
     found = mine(
-        encode_query(queries),
-        encode_document(documents),
-        [sorted(answers[query]) for query in queries],
+        query_embeddings,
+        document_embeddings,
+        texts.answers,
         count=mining.count,
         pool=mining.pool,
         margin=mining.margin,
         margin_kind=mining.margin_kind,
         too_few=mining.too_few,
         seed=mining.seed,
-        excluded=excluded,
+        excluded=texts.alike,
     )
     negatives = {
-        query: tuple(documents[i] for i in row)
-        for query, row in zip(queries, found, strict=True)
+        query: tuple(texts.documents[i] for i in row)
+        for query, row in zip(texts.queries, found, strict=True)
         if row[0] >= 0
     }
     if not negatives:

@@ -28,13 +28,7 @@ def with_own_prompts(
         prompts={"query": query_prefix, "document": document_prefix},
         max_length=longest if max_length is None else min(max_length, longest),
     )
-    return Embedder(
-        embedder.model,
-        embedder.tokenizer,
-        config,
-        projection=embedder.projection,
-        tokens_per_batch=embedder.tokens_per_batch,
-    )
+    return embedder.replaced(config=config)
 
 
 def search_prompts(config: EmbeddingConfig) -> tuple[str, str]:

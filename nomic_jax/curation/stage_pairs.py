@@ -6,6 +6,7 @@ from nomic_jax.config import NOMIC_PROMPTS
 from nomic_jax.sources.data_yaml import NamedPairs
 from nomic_jax.sources.open_source import open_source
 from nomic_jax.sources.pairs import PairColumns
+from nomic_jax.sources.source import check_distinct
 from nomic_jax.storage import join
 from nomic_jax.store.collection import PAIRS
 from nomic_jax.store.corpus import read_entries
@@ -55,7 +56,8 @@ def pairs_of(data: StagePairs, out: str) -> list[NamedPairs]:
         out: the run's folder, which holds the stage before it.
 
     Raises:
-        ValueError: a place holds no pairs, or the stage before left none.
+        ValueError: a place holds no pairs, two sources share a name, or the stage
+            before left none.
     """
     if data.places:
         rule = PairRule(
@@ -64,9 +66,11 @@ def pairs_of(data: StagePairs, out: str) -> list[NamedPairs]:
             query_length=data.query_length,
             document_length=data.document_length,
         )
+        planned = plan_sources(data.places, rule)
+        check_distinct([source.name for source, _ in planned])
         return [
             NamedPairs(source, own.columns, own.query_prefix, own.document_prefix)
-            for source, own in plan_sources(data.places, rule)
+            for source, own in planned
             if isinstance(own, PairRule)
         ]
     folder = join(out, data.stage)

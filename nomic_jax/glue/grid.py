@@ -26,7 +26,7 @@ class Cell:
     @property
     def name(self) -> str:
         """What its folder within the task's is called."""
-        return f"rate_{self.rate:g}_batch_{self.batch}_seed_{self.seed}"
+        return f"rate_{self.rate!r}_batch_{self.batch}_seed_{self.seed}"
 
 
 def cells(

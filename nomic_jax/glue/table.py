@@ -113,7 +113,7 @@ def markdown(rows: Sequence[Row]) -> str:
         lines.append(
             f"| {row.task} | {row.metric} | {row.median:.4f} | {row.mean:.4f} "
             f"| {spread} | {row.lowest:.4f} to {row.highest:.4f} | {row.seeds} "
-            f"| {row.rate:g} | {row.batch} | {row.start} |"
+            f"| {row.rate!r} | {row.batch} | {row.start} |"
         )
     whole = average(rows)
     if whole is not None:

@@ -55,7 +55,7 @@ def open_source(
     known = f"known: {KINDS}"
     if is_data_yaml(place):
         raise ValueError(
-            f"{place} is a data YAML, which names several sources; {known}"
+            f"{place} is a data YAML, which names several sources; name one of them"
         )
     if has_pattern(place) or re.search(r"\.\w+$", source_name(place)):
         raise ValueError(f"{place} has an unknown ending; {known}")

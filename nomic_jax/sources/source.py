@@ -79,6 +79,20 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_distinct(names: Sequence[str]) -> None:
+    """Refuse sources of one name, whose folders would be the same.
+
+    Raises:
+        ValueError: with the name.
+    """
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"{names.count(name)} sources are named {name!r}: each needs a name of "
+                "its own; rename a file"
+            )
+
+
 def parts(
     sizes: Sequence[int], start: int, stop: int
 ) -> Iterator[tuple[int, int, int]]:
