@@ -4,9 +4,9 @@
 
 PyTorch embeds with transformers' NomicBert, mean pooling and, where the model has it,
 v1.5's layer norm; ranks with all scores in one matrix; and is scored by pytrec_eval and
-SciPy on those scores. Each side embeds in a process of its own and keeps what it has in
-DIR, so the same command goes on where it was stopped. `--vary` names the tasks that are
-embedded again here with other batch sizes, devices and types.
+SciPy on those scores. Each side embeds in a process of its own and keeps what it has of
+a model in DIR, so the same command goes on where it was stopped. `--vary` names the
+tasks that are embedded again here with other batch sizes, devices and types.
 """
 
 import argparse
@@ -21,6 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
+from nomic_jax.checkpoints.embedding_rule import embedding_for
+from nomic_jax.checkpoints.folder_digest import folder_digest
+from nomic_jax.checkpoints.hub import resolve
+from nomic_jax.checkpoints.reader import read_checkpoint, without_head
+from nomic_jax.config import EmbeddingConfig
 from nomic_jax.evaluation.kinds import KINDS, Task, open_tasks
 from nomic_jax.evaluation.measure import figures
 from nomic_jax.evaluation.sides import Side
@@ -58,13 +63,8 @@ def with_torch(folder: str, max_length: int) -> Embed:
     import transformers
     from torch.nn.functional import layer_norm
 
-    from nomic_jax.checkpoints.embedding_rule import embedding_for
-    from nomic_jax.checkpoints.hub import resolve
-    from nomic_jax.checkpoints.reader import read_checkpoint, without_head
-
     transformers.utils.logging.disable_progress_bar()
-    place = resolve(folder)
-    config = embedding_for(folder, without_head(read_checkpoint(place))).config
+    place, config = resolve(folder), convention(folder)
     model = transformers.AutoModel.from_pretrained(place, dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(place)
 
@@ -93,19 +93,42 @@ def with_torch(folder: str, max_length: int) -> Embed:
     return embed
 
 
-def kept(cache: Path, task: Task, side: Side, max_length: int, who: str) -> Path:
-    """Return the folder of a side's embeddings; other texts have another one."""
-    texts = hashlib.blake2b(repr(tuple(side.texts)).encode(), digest_size=6).hexdigest()
-    name = f"{task.name}-{side.prompt}-{max_length}-{texts}".replace("/", "_")
+def convention(folder: str) -> EmbeddingConfig:
+    """Return a model's own prompts and pooling."""
+    found = embedding_for(folder, without_head(read_checkpoint(resolve(folder))))
+    return found.config
+
+
+def made_by(folder: str) -> str:
+    """Say of which weights and conventions embeddings are."""
+    return f"{folder_digest(resolve(folder))} {convention(folder)!r}"
+
+
+def kept(
+    cache: Path, task: Task, side: Side, model: str, length: int, who: str
+) -> Path:
+    """Return the folder of a side's embeddings; of other texts there is another one.
+
+    Args:
+        cache: of all embeddings.
+        task: the texts are of.
+        side: the texts and the name of their prompt.
+        model: as `made_by` gives it.
+        length: at which texts are cut, in tokens.
+        who: embeds.
+    """
+    made_of = f"{tuple(side.texts)!r} {model}"
+    digest = hashlib.blake2b(made_of.encode(), digest_size=6).hexdigest()
+    name = f"{task.name}-{side.prompt}-{length}-{digest}".replace("/", "_")
     return cache / name / who.replace(" ", "_")
 
 
 def embed_all(tasks: Sequence[Task], options: argparse.Namespace) -> None:
     """Embed what is not there yet."""
-    who, embed = options.embed, None
+    who, embed, model = options.embed, None, made_by(options.model)
     for task in tasks:
         for side in task.sides:
-            folder = kept(options.cache, task, side, options.max_length, who)
+            folder = kept(options.cache, task, side, model, options.max_length, who)
             folder.mkdir(parents=True, exist_ok=True)
             start_time, done = time.perf_counter(), 0
             for start in range(0, len(side.texts), CHUNK):
@@ -130,20 +153,16 @@ def embed_all(tasks: Sequence[Task], options: argparse.Namespace) -> None:
                 )
 
 
-def read(task: Task, options: argparse.Namespace, who: str) -> list[np.ndarray]:
+def read(
+    task: Task, options: argparse.Namespace, model: str, who: str
+) -> list[np.ndarray]:
     """Read the embeddings of all sides of a task."""
-    return [
-        np.concatenate(
-            [
-                np.load(
-                    kept(options.cache, task, side, options.max_length, who)
-                    / f"{start}.npy"
-                )
-                for start in range(0, len(side.texts), CHUNK)
-            ]
-        )
-        for side in task.sides
-    ]
+    found = []
+    for side in task.sides:
+        folder = kept(options.cache, task, side, model, options.max_length, who)
+        starts = range(0, len(side.texts), CHUNK)
+        found.append(np.concatenate([np.load(folder / f"{i}.npy") for i in starts]))
+    return found
 
 
 def torch_score(task: Task, sides: Sequence[np.ndarray], dim: int) -> float:
@@ -164,8 +183,8 @@ def torch_score(task: Task, sides: Sequence[np.ndarray], dim: int) -> float:
         return float(np.asarray(scipy.stats.spearmanr(cosine, task.data.scores))[0])
     queries, documents = cut
     scores = (queries @ documents.T).numpy()
-    run = {
-        str(i): {str(j): float(each) for j, each in enumerate(row)}
+    run = {  # a document that is the query itself is no answer
+        str(i): {str(j): float(x) for j, x in enumerate(row) if j != task.data.own[i]}
         for i, row in enumerate(scores)
     }
     judged = {
@@ -178,7 +197,7 @@ def torch_score(task: Task, sides: Sequence[np.ndarray], dim: int) -> float:
 
 def report(tasks: Sequence[Task], options: argparse.Namespace) -> None:
     """Print all figures, and how far each is from PyTorch's or from the plain run's."""
-    dims = options.dims
+    dims, model = options.dims, made_by(options.model)
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     print(f"\nTexts cut at {options.max_length} tokens; {machine}")
     print("\n| task | dimension | PyTorch | here | difference | int8 | binary |")
@@ -186,7 +205,7 @@ def report(tasks: Sequence[Task], options: argparse.Namespace) -> None:
     for task in tasks:
         if task.kind not in ("sts", "retrieval"):
             continue
-        ours, theirs = (read(task, options, who) for who in (HERE, TORCH))
+        ours, theirs = (read(task, options, model, who) for who in (HERE, TORCH))
         found = figures(task, ours, dims=dims, precisions=PRECISIONS)
         by = {(each.dim, each.precision): each.metrics[task.main] for each in found}
         for dim in dims:
@@ -204,9 +223,9 @@ def report(tasks: Sequence[Task], options: argparse.Namespace) -> None:
         if task.name not in options.vary:
             continue
         values = {
-            who: figures(task, read(task, options, who), dims=dims[:1])[0].metrics[
-                KINDS[task.kind].main
-            ]
+            who: figures(task, read(task, options, model, who), dims=dims[:1])[
+                0
+            ].metrics[KINDS[task.kind].main]
             for who in VARIATIONS
         }
         for who, value in values.items():

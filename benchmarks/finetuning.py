@@ -6,7 +6,8 @@ FOLDER is a published model (all-MiniLM-L6-v2), each FILE holds a query and its 
 a line. Here `nomic_jax.recipe.run` trains, as `train.py` does; sentence-transformers is
 given the texts of the very same batches, in the same order. Its figures are measured by
 this project's evaluation too. What has been measured is in WORK/results.jsonl and is
-not measured again: the same command goes on where it was stopped.
+not measured again: the same command goes on where it was stopped. Its first line says
+with what; another model, other pairs or numbers need another WORK.
 """
 
 import argparse
@@ -25,19 +26,23 @@ from typing import Any
 import jax
 import numpy as np
 import torch
+from results_file import begin, read_results
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 from transformers import get_linear_schedule_with_warmup
 
+from nomic_jax.checkpoints.folder_digest import folder_digest
 from nomic_jax.data.pairs import PairBatches
 from nomic_jax.embedder import Embedder
 from nomic_jax.evaluation.bm25 import rank_bm25
-from nomic_jax.evaluation.retrieval import RetrievalTask, evaluate
+from nomic_jax.evaluation.judged import NONE, JudgedRetrieval, score
+from nomic_jax.evaluation.kinds import Task
 from nomic_jax.recipe import run
 from nomic_jax.sources.jsonl import read_pairs
 from nomic_jax.sources.pairs import PairSource, split_held_out
+from nomic_jax.storage import checksum_of
 from nomic_jax.store.corpus import PAIRS, is_prepared, write_sources
 from nomic_jax.store.corpus import write_training_pairs as write_stores
 from nomic_jax.store.store import open_stores
@@ -65,7 +70,7 @@ class Setting:
     model: str
     work: Path
     sources: tuple[PairSource, ...]  # trained on
-    tasks: tuple[RetrievalTask, ...]  # measured on
+    tasks: tuple[Task, ...]  # measured on
     steps: int
     batch: int
     rate: float
@@ -114,7 +119,7 @@ class Setting:
         return [pair.query for pair in pairs], [pair.document for pair in pairs]
 
 
-def split(file: Path, queries: int) -> tuple[PairSource, RetrievalTask]:
+def split(file: Path, queries: int) -> tuple[PairSource, Task]:
     """Hold whole documents out; they are searched among others near the queries.
 
     A held-out query that training has too, with another document, is left out. BM25
@@ -132,15 +137,28 @@ def split(file: Path, queries: int) -> tuple[PairSource, RetrievalTask]:
     own = list(dict.fromkeys(pair.document for pair in held_out.pairs))
     others = list(dict.fromkeys(pair.document for pair in train.pairs))
 
-    def task(documents: Sequence[str]) -> RetrievalTask:
-        number = {text: i for i, text in enumerate(documents)}
-        answers = [tuple(number[text] for text in found) for found in relevant.values()]
-        return RetrievalTask(source.name, list(relevant), documents, answers)
-
-    everything = [*own, *others]
-    best = rank_bm25(task(everything), depth=NEAR).documents
+    everything, queries_held = [*own, *others], list(relevant)
+    best = rank_bm25(queries_held, everything, depth=NEAR).documents
     near = dict.fromkeys(everything[i] for i in best.ravel().tolist())
-    return train, task(list(dict.fromkeys([*own, *near])))
+    documents = list(dict.fromkeys([*own, *near]))
+    number = {text: i for i, text in enumerate(documents)}
+    grades = [{number[text]: 1 for text in found} for found in relevant.values()]
+    none = [NONE] * len(grades)
+    judged = JudgedRetrieval(queries_held, documents, grades, none, {})
+    return train, Task("retrieval", source.name, str(file), judged)
+
+
+def asked(options: argparse.Namespace) -> dict[str, Any]:
+    """Say what figures follow from, beside the seed: numbers and contents of files."""
+    numbers = ("steps", "batch", "rate", "queries", "rounds", "tokens_at_once")
+    return {
+        "part": "setting",
+        "model": folder_digest(options.model),
+        "pairs": [[file.name, checksum_of(file)] for file in options.pairs],
+        **{name: getattr(options, name) for name in numbers},
+        **{"length": LENGTH, "temperature": TEMPERATURE, "near": NEAR},
+        "held_out_seed": HELD_OUT_SEED,
+    }
 
 
 def prepared(options: argparse.Namespace) -> Setting:
@@ -268,7 +286,10 @@ def measured(
 ) -> dict[str, float]:
     """Measure nDCG@10 of each source."""
     return {
-        task.name: evaluate(task, query, document)[METRIC] for task in setting.tasks
+        task.name: score(
+            task.data, query(task.data.queries), document(task.data.documents)
+        )[METRIC]
+        for task in setting.tasks
     }
 
 
@@ -339,19 +360,13 @@ def missing(
                 yield {"part": "after", "side": side, "seed": seed, **done}
 
 
-def read_results(file: Path) -> list[dict[str, Any]]:
-    """Read what has been measured."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    return [json.loads(line) for line in lines]
-
-
 def table(setting: Setting, lines: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Lay the results out as Markdown."""
     names = [task.name for task in setting.tasks]
     for task in setting.tasks:
         yield (
-            f"{task.name}: {len(task.queries)} held-out queries, "
-            f"{len(task.documents)} documents."
+            f"{task.name}: {len(task.data.queries)} held-out queries, "
+            f"{len(task.data.documents)} documents."
         )
     yield f"\n| {METRIC} | " + " | ".join(names) + " | steps/s |"
     yield "|---" * (len(names) + 2) + "|"
@@ -416,8 +431,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     print(environment(), flush=True)
+    file = begin(options.work, asked(options))
     setting = prepared(options)
-    file = options.work / "results.jsonl"
     for line in missing(setting, options.seeds, options.rounds, file):
         with file.open("a") as results:
             results.write(json.dumps(line) + "\n")

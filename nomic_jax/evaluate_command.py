@@ -43,14 +43,23 @@ def evaluate(options: Evaluate) -> int:
     """Run `nomic-jax evaluate`: tables on standard output, and in the folder.
 
     Raises:
-        ValueError: a task, the model or an option is wrong, or the folder is of another
-            evaluation.
+        ValueError: a task, the model or an option is wrong, the folder is of another
+            evaluation, or a figure is undefined; all others are there then.
     """
-    from nomic_jax.evaluation.figures_folder import tables
     from nomic_jax.evaluation.kinds import open_tasks
+    from nomic_jax.evaluation.stage import EvaluationConfig
+    from nomic_jax.evaluation.tables import tables
     from nomic_jax.storage import check_out
 
-    _check(options)
+    if not options.tasks:
+        raise ValueError("give at least one task, as in --tasks sts:stsb-dev.jsonl")
+    config = EvaluationConfig(
+        tasks=options.tasks,
+        dims=options.dims,
+        lengths=options.lengths,
+        precisions=options.precisions,
+        rotary_scaling_factor=options.rotary_scaling_factor,
+    )
     if options.out is not None:
         check_out(options.out)
     tasks = open_tasks(options.tasks)
@@ -63,15 +72,15 @@ def evaluate(options: Evaluate) -> int:
         results = measure_all(
             embedder,
             tasks,
+            config,
             source=options.model,
             out=options.out,
-            dims=options.dims,
-            lengths=options.lengths,
-            precisions=options.precisions,
-            rotary_scaling_factor=options.rotary_scaling_factor,
             progress=sys.stderr.isatty(),
         )
-    print(tables(results, [task.name for task in tasks]), flush=True)
+    names = [task.name for task in tasks]
+    print(tables(results, names), flush=True)
+    if problems := results.problems(names):
+        raise ValueError("; ".join(problems))
     return 0
 
 
@@ -85,19 +94,3 @@ def _no_word_of_cuts() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def _check(options: Evaluate) -> None:
-    """Refuse options that say nothing, or something twice.
-
-    Raises:
-        ValueError: one does.
-    """
-    if not options.tasks:
-        raise ValueError("give at least one task, as in --tasks sts:stsb-dev.jsonl")
-    if not options.precisions:
-        raise ValueError("give at least one precision: float32, int8 or binary")
-    for name in ("dims", "lengths", "precisions"):
-        given = getattr(options, name)
-        if len(set(given)) < len(given):
-            raise ValueError(f"--{name} {' '.join(map(str, given))} repeats a value")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from nomic_jax.glue.grid import BATCHES, RATES, SEEDS, TASKS
+from nomic_jax.glue.grid import BATCHES, RATES, SEEDS, TASKS, Sweep
 
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Number = Annotated[int | None, tyro.conf.arg(metavar="INT")]
@@ -18,7 +18,8 @@ class Glue:
 
     Of each task the rate and batch with the best median over seeds are reported. RTE,
     MRPC and STS-B start with the best model of MNLI, if OUT has one. A cell that is
-    done is not trained again, so the same command goes on where it was stopped.
+    done is not trained again, so the same command goes on where it was stopped. The
+    table is of all cells of OUT, so the grid can be gone through in several commands.
     """
 
     model: Model  # folder or hub id of an encoder
@@ -37,7 +38,7 @@ def glue(options: Glue) -> int:
     Raises:
         ValueError: an option, a file or the folder is wrong.
     """
-    from nomic_jax.glue.sweep import Sweep, sweep
+    from nomic_jax.glue.sweep import sweep
     from nomic_jax.glue.table import markdown
 
     print(markdown(sweep(Sweep(**vars(options)))), end="", flush=True)

@@ -10,11 +10,10 @@ from typing import Any
 
 from nomic_jax import hosts
 from nomic_jax.evaluation.embedders import with_all_prompts
-from nomic_jax.evaluation.judged import NONE, JudgedRetrieval
+from nomic_jax.evaluation.judged import from_pairs
 from nomic_jax.evaluation.kinds import Task, open_tasks
 from nomic_jax.evaluation.measure import metrics_of
 from nomic_jax.evaluation.measure_all import measure_all
-from nomic_jax.evaluation.retrieval import task_from_pairs
 from nomic_jax.evaluation.stage import EvaluateStage
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.own_devices import on_own_devices
@@ -54,13 +53,8 @@ def _tasks(carried: Carried) -> tuple[Task, ...]:
     """Make a task of each source's held-out pairs, with the source's own prompts."""
     config, found = carried.embedder.config, []
     for source in carried.held_out:
-        pairs = task_from_pairs(source.name, source.pairs)
-        judged = JudgedRetrieval(
-            queries=pairs.queries,
-            documents=pairs.documents,
-            relevance=tuple(dict.fromkeys(numbers, 1) for numbers in pairs.relevant),
-            own=(NONE,) * len(pairs.queries),
-            left_out={},
+        judged = from_pairs(
+            source.pairs,
             query_prompt=config.task_of(source.query_prefix),
             document_prompt=config.task_of(source.document_prefix),
         )
@@ -84,12 +78,9 @@ def evaluated(stage: EvaluateStage, carried: Carried, folder: RunFolder) -> Carr
         found = measure_all(
             carried.embedder,
             open_tasks(config.tasks) or _tasks(carried),
+            config,
             source=f"before {stage.name}",
             out=folder.place,
-            dims=config.dims,
-            lengths=config.lengths,
-            precisions=config.precisions,
-            rotary_scaling_factor=config.rotary_scaling_factor,
         )
         return {
             f"{each.task} at {each.length} tokens, {found.tasks[each.task]['main']}": {
@@ -97,6 +88,7 @@ def evaluated(stage: EvaluateStage, carried: Carried, folder: RunFolder) -> Carr
                     found.tasks[each.task]["main"]
                 ]
                 for figures in each.figures
+                if figures.problem is None
             }
             for each in found.measured
         }

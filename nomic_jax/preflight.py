@@ -173,13 +173,17 @@ def check_stores(stages: Sequence[Stage], tokenizer: TextTokenizer, out: str) ->
             for section, named in frozen_models(stage).items():
                 digest = tokenizer_of(named).digest
                 check_tokenizer(section, named, digest, tokenizer.digest)
-            # Mining keeps the pairs it is given, and adds the negatives.
+            # Mining keeps the pairs it is given and adds the negatives, a filter keeps
+            # some: what the first of them has too little of, the last one has.
             data = stage.data
-            while isinstance(giver := by_name.get(data.stores), MineStage):
+            while isinstance(
+                giver := by_name.get(data.stores), FilterStage | MineStage
+            ):
                 stores = giver.data.stage
+                if giver.data.query_length or giver.data.document_length:
+                    stores = ""  # tokenised anew
                 data = dataclasses.replace(data, stores=stores, num_negatives=0)
-            # Which pairs a filter leaves is not known before it has run.
-            if data.stores and not isinstance(giver, FilterStage):
+            if data.stores:
                 stores = stores_of(data.stores, PAIRS, out)
                 pair_batches(dataclasses.replace(stage, data=data), stores, tokenizer)
 

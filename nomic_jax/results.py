@@ -10,7 +10,7 @@ from nomic_jax.checkpoints.folder import save_model
 from nomic_jax.config import EmbeddingConfig
 from nomic_jax.embedder import Embedder
 from nomic_jax.evaluation.bm25 import evaluate_bm25
-from nomic_jax.evaluation.retrieval import task_from_pairs
+from nomic_jax.evaluation.judged import from_pairs
 from nomic_jax.folder_copy import written_here
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.head_models import Model
@@ -72,7 +72,7 @@ def finish(
     rows = list(carried.rows)
     if carried.held_out:
         bm25 = {
-            source.name: evaluate_bm25(task_from_pairs(source.name, source.pairs))
+            source.name: evaluate_bm25(from_pairs(source.pairs))
             for source in carried.held_out
         }
         rows.append(EvaluationRow("BM25", bm25))
@@ -127,7 +127,7 @@ def _examples(carried: Carried) -> list[Example]:
     examples = []
     embedder = carried.embedder
     for source in carried.held_out:
-        task = task_from_pairs(source.name, source.pairs)
+        task = from_pairs(source.pairs)
         stride = max(1, len(task.queries) // EXAMPLES_PER_SOURCE)
         picked = range(0, len(task.queries), stride)[:EXAMPLES_PER_SOURCE]
         queries = [task.queries[i] for i in picked]
@@ -139,7 +139,7 @@ def _examples(carried: Carried) -> list[Example]:
             k=min(HITS, len(task.documents)),
         )
         for row, query, scores, found in zip(picked, queries, *best, strict=True):
-            answers = task.relevant[row]
+            answers = list(task.relevance[row])
             hits = [
                 Hit(task.documents[int(i)], float(score), int(i) in answers)
                 for score, i in zip(scores, found, strict=True)

@@ -5,7 +5,7 @@ import pytest
 from evaluation_files import write_beir, write_jsonl
 
 from nomic_jax.evaluation.beir import read_beir
-from nomic_jax.evaluation.judged import NONE, sides
+from nomic_jax.evaluation.judged import NONE, counts, sides
 
 CORPUS = {
     "d1": ("Fox", "a fox"),
@@ -26,15 +26,19 @@ def only(place):
 def test_reads_texts_grades_and_what_is_left_out(tmp_path):
     name, task = only(write_beir(tmp_path / "foxes", CORPUS, QUERIES, QRELS))
     assert name == "foxes"
-    assert task.queries == ("fox?", "dog?")
+    assert task.queries == ("fox?", "dog?", "only judged irrelevant")
     assert task.documents == ("Fox a fox", "a dog", "T")  # "title text"
     # The blank document is judged, and behind those that can be found.
-    assert task.relevance == ({0: 2, 3: 1}, {1: 1, 2: 0})
-    assert task.left_out == {
-        "queries without a relevant document": 2,
-        "blank documents": 1,
+    assert task.relevance == ({0: 2, 3: 1}, {1: 1, 2: 0}, {0: 0})
+    assert counts(task) == {
+        "queries": 3,
+        "documents": 3,
+        "judgments": 5,
+        "queries without a relevant document": 1,
+        "queries without judgments left out": 1,
+        "blank documents left out": 1,
     }
-    assert task.own == (NONE, NONE)
+    assert task.own == (NONE, NONE, NONE)
     assert [side.prompt for side in sides(task)] == ["search_query", "search_document"]
 
 
@@ -80,6 +84,28 @@ def test_a_document_that_is_the_query_is_no_answer(tmp_path, texts, setting, exc
     assert only(place)[1].own == ((0, 1) if excluded else (NONE, NONE))
 
 
+@pytest.mark.parametrize("setting", ["auto", "exclude"])
+def test_an_answer_is_never_excluded_for_its_id(tmp_path, setting):
+    corpus = {"1": ("the fox", "it jumps"), "2": ("", "the dog"), "3": ("a", "cat")}
+    queries = {"1": "the fox", "2": "the dog", "3": "cat"}
+    answers = [("1", "1", 1), ("2", "2", 1), ("3", "2", 1)]
+    place = write_beir(tmp_path / "f", corpus, queries, answers)
+    (tmp_path / "f" / "task.json").write_text(json.dumps({"same_id": setting}))
+    if setting == "auto":  # 2 and 3 are documents, the third without its title
+        assert only(place)[1].own == (NONE, NONE, 2)
+    else:
+        with pytest.raises(ValueError, match="2 queries, '1' among them, are answered"):
+            read_beir(place)
+
+
+def test_a_query_within_a_document_of_its_number_is_not_that_document(tmp_path):
+    corpus = {str(i): (f"title {i}", f"text {i}") for i in range(4)}
+    queries = {str(i): f"title {i}" for i in range(4)}
+    answers = [(str(i), str((i + 1) % 4), 1) for i in range(4)]
+    place = write_beir(tmp_path / "f", corpus, queries, answers)
+    assert only(place)[1].own == (NONE,) * 4
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
@@ -100,6 +126,11 @@ def test_a_document_that_is_the_query_is_no_answer(tmp_path, texts, setting, exc
         ("qrels/test.tsv", "", "test.tsv is empty"),
         ("task.json", '{"promt": ""}', "task.json: unknown field 'promt'"),
         ("task.json", '{"same_id": "excluded"}', "did you mean 'exclude'"),
+        (
+            "task.json",
+            '{"query_prompt": "search_qery"}',
+            "f/task.json: unknown query_p",
+        ),
         ("task.json", '{"same_id": true}', "a boolean; a text is needed"),
     ],
 )

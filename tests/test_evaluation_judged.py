@@ -2,8 +2,15 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from nomic_jax.evaluation.judged import NONE, JudgedRetrieval, score
+from nomic_jax.evaluation.judged import (
+    NONE,
+    JudgedRetrieval,
+    from_pairs,
+    score,
+    sides,
+)
 from nomic_jax.evaluation.metrics import METRICS
+from nomic_jax.sources.pairs import Pair
 
 
 def task(relevance, documents, own=None):
@@ -49,9 +56,36 @@ def test_graded_figures_are_those_of_trec_eval_on_all_scores(seed):
     assert list(found) == list(METRICS)
 
 
-def test_of_equal_scores_the_first_document_counts():
-    found = score(task([{2: 1}], 4), *(np.zeros((n, 2), np.float32) for n in (1, 4)))
-    assert found["mrr@10"] == pytest.approx(1 / 3)
+def test_equal_texts_of_pairs_are_one_query_and_one_document():
+    pairs = [Pair("q", "a"), Pair("r", "a"), Pair("q", "b"), Pair("q", "a")]
+    found = from_pairs(pairs, query_prompt="clustering")
+    assert found.queries == ("q", "r")
+    assert found.documents == ("a", "b")
+    assert found.relevance == ({0: 1, 1: 1}, {0: 1})
+    assert [side.prompt for side in sides(found)] == ["clustering", "search_document"]
+
+
+@pytest.mark.parametrize("first", [0, 980])
+def test_a_model_that_tells_nothing_apart_is_as_good_as_chance(first):
+    # Twenty queries, whose answers stand first in the corpus, or last.
+    relevance = [{first + i: 1} for i in range(20)]
+    found = score(
+        task(relevance, 1000), *(np.zeros((n, 2), np.float32) for n in (20, 1000))
+    )
+    # All rankings are the same: at most ten answers are among the first ten, and of
+    # a thousand shuffled documents more than two of the twenty are with odds of 1e-3.
+    assert found["recall@10"] <= 2 / 20
+    assert found == score(
+        task(relevance, 1000), *(np.ones((n, 2), np.float32) for n in (20, 1000))
+    )
+
+
+def test_a_query_with_irrelevant_judgments_alone_counts_as_zero():
+    rows = np.eye(3, dtype=np.float32)
+    found = score(task([{0: 1}, {1: 0}], 3), rows[:2], rows)
+    assert found["ndcg@10"] == found["mrr@10"] == 1 / 2
+    (expected,) = by_trec_eval(rows[:2] @ rows.T, [{0: 1}, {1: 0}], ("ndcg_cut.10",))
+    assert found["ndcg@10"] == expected
 
 
 def test_a_query_that_is_a_document_still_ranks_a_hundred_others():

@@ -13,6 +13,7 @@ from nomic_jax.evaluation import (
     reranking,
     sts,
 )
+from nomic_jax.evaluation.judged import NONE
 from nomic_jax.evaluation.kinds import open_tasks
 from nomic_jax.evaluation.records import task_name
 
@@ -147,10 +148,14 @@ def test_reranking_is_average_precision_of_each_querys_own_candidates(tmp_path):
         {"query": "q", "positive": ["a", "b"], "negative": ["c", "d", "e"]},
         {"query": "r", "positive": ["c"], "negative": ["a", "c", "c"]},
     ]
+    # Nothing can be ordered wrongly among answers alone.
+    records += [{"query": "s", "positive": ["f"], "negative": n} for n in ([], ["f"])]
     place = write_jsonl(tmp_path / "rerank" / "test.jsonl", records)
     (task,) = open_tasks([f"reranking:{place}"])
     assert task.name == "rerank"
-    assert [side.prompt for side in task.sides] == ["classification"] * 2
+    assert task.counts["queries with answers alone left out"] == 2
+    names = [side.prompt_name for side in task.sides]
+    assert names == ["Reranking-query", "Reranking-document"]
     random = np.random.default_rng(0)
     queries, documents = (unit(random.normal(size=(n, 4))) for n in (2, 5))
     scores = dict(zip("abcde", documents @ queries[0], strict=True))
@@ -200,6 +205,7 @@ def test_loco_has_a_task_for_each_of_its_data_sets(tmp_path):
     ]
     queries = [
         {"qid": "1", "query": "x", "answer_pids": ["2"], "dataset": "a"},
+        {"qid": "2", "query": "z", "answer_pids": [2], "dataset": "a"},
         {"qid": "7", "query": "y", "answer_pids": ["1"], "dataset": "b"},
     ]
     write_jsonl(tmp_path / "queries.jsonl", queries)
@@ -207,8 +213,8 @@ def test_loco_has_a_task_for_each_of_its_data_sets(tmp_path):
     pyarrow.parquet.write_table(table, tmp_path / "documents.parquet")
     first, second = open_tasks([f"loco:{tmp_path}"])
     assert (first.name, second.name) == ("a", "b")
-    assert first.data.own == (0,)  # the id of the query's own
-    assert first.data.relevance == ({1: 1},)
+    assert first.data.own == (0, NONE)  # of the query's own id, unless an answer
+    assert first.data.relevance == ({1: 1}, {1: 1})
     (only,) = open_tasks([f"loco:{tmp_path}:b"])
     assert only.data == second.data
     with pytest.raises(ValueError, match="has no data set 'c'"):
@@ -230,12 +236,20 @@ def test_a_summary_is_to_find_its_meeting(tmp_path):
             ],
         },
         {"input": "long report", "output": "both"},
+        {
+            "meeting_transcripts": [
+                {"speaker": "A", "content": "yes"},
+                {"speaker": "B", "content": ""},
+            ],
+            "general_query_list": [{"query": "all?", "answer": "gist"}],
+            "specific_query_list": [{"query": "who?", "answer": "A did"}],
+        },
     ]
     place = write_jsonl(tmp_path / "qmsum.val.jsonl", records)
     (task,) = open_tasks([f"summaries:{place}"])
-    assert task.data.queries == ("short", "both")
-    assert task.data.documents == ("long talk", "long report")
-    assert task.data.relevance == ({0: 1}, {0: 1, 1: 1})
+    assert task.data.queries == ("short", "both", "gist", "A did")
+    assert task.data.documents == ("long talk", "long report", "A: yes\nB: ")
+    assert task.data.relevance == ({0: 1}, {0: 1, 1: 1}, {2: 1}, {2: 1})
 
 
 def test_a_split_is_named_after_its_folder():
@@ -272,8 +286,14 @@ def test_a_task_that_is_not_there_says_what_is_needed(task, message):
         (
             "clustering",
             [{"sentences": ["a"], "labels": ["x", "y"]}],
-            "column 'labels' is a list; a list of 1 labels is needed",
+            "f.jsonl:1: 2 labels for 1 sentences",
         ),
+        (
+            "clustering",
+            [*labelled("ab", "xy"), {"sentences": ["a"], "labels": ["x"]}],
+            "f.jsonl:3: a set on one line and single texts on others",
+        ),
+        ("clustering", labelled("ab", ["x", " x "]), "all 2 labels are 'x'"),
         ("clustering", labelled([" ", "b"], "xy"), "f.jsonl:1: column 'text' is blank"),
         ("clustering", labelled("ab", [0.5, 1]), "f.jsonl:1: column 'label' is a numb"),
         ("pair_classification", pairs(1, 1), "all 2 labels are '1'"),
@@ -281,10 +301,25 @@ def test_a_task_that_is_not_there_says_what_is_needed(task, message):
         (
             "reranking",
             [{"query": "q", "positive": [], "negative": ["a"]}],
-            "column 'positive' must be a list of texts",
+            "f.jsonl:1: column 'positive' is an empty list",
         ),
-        ("summaries", [{"transcript": "t", "queries": []}], "column 'queries' is a li"),
+        (
+            "reranking",
+            [{"query": "q", "positive": "a", "negative": ["b"]}],
+            "f.jsonl:1: column 'positive' is a text; give a list",
+        ),
+        (
+            "reranking",
+            [{"query": "q", "positive": ["a"], "negative": []}],
+            "f.jsonl: no query has a candidate that is no answer",
+        ),
+        ("summaries", [{"transcript": "t", "queries": []}], "no object in queries"),
         ("summaries", [{"transcript": "t", "queries": ["s"]}], "is a text, not an obj"),
+        (
+            "summaries",
+            [{"meeting_transcripts": []}],
+            "no object in meeting_transcripts",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_measured_is_one_line(tmp_path, kind, records, message):
@@ -299,6 +334,12 @@ def test_a_training_set_of_one_class_is_refused(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", labelled("ab", "xx"))
     write_jsonl(tmp_path / "test.jsonl", labelled("ab", "xy"))
     with pytest.raises(ValueError, match="train: all 2 labels are 'x'"):
+        open_tasks([f"classification:{tmp_path}"])
+    write_jsonl(tmp_path / "train.jsonl", labelled("ab", "xy"))
+    write_jsonl(tmp_path / "test.jsonl", labelled("ab", ["x", "yy"]))
+    with pytest.raises(
+        ValueError, match="test.jsonl:2: no training text has the label"
+    ):
         open_tasks([f"classification:{tmp_path}"])
     (tmp_path / "task.json").write_text('{"experiments": 0}')
     with pytest.raises(ValueError, match="experiments=0 must be at least 1"):

@@ -53,8 +53,10 @@ def test_the_given_order_is_kept_whatever_the_document_numbers(place):
         assert metrics["mrr@10"] == pytest.approx(1 / (place + 1))
 
 
-def test_a_query_without_relevant_documents_is_refused():
-    with pytest.raises(ValueError, match="2 rankings for 2 queries, 1 of which"):
+def test_a_query_without_judged_documents_is_refused():
+    with pytest.raises(
+        ValueError, match="2 rankings for 2 queries, 1 of which have a judged"
+    ):
         ranking_metrics(np.zeros((2, 1), int), [(0,), ()])
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import task_files
@@ -10,9 +12,9 @@ from flax import nnx
 from nomic_jax.checkpoints.folder import save_model
 from nomic_jax.config import NOMIC_PROMPTS, EmbeddingConfig
 from nomic_jax.embedder import Embedder
-from nomic_jax.evaluation import classification
+from nomic_jax.evaluation import classification, judged
+from nomic_jax.evaluation.embedders import at_lengths
 from nomic_jax.evaluation.mteb_model import MtebModel, prompt_of
-from nomic_jax.evaluation.retrieval import RetrievalTask, evaluate
 from nomic_jax.evaluation.sts import spearman
 from nomic_jax.model.encoder import NomicBert
 
@@ -57,11 +59,13 @@ def scores(embedder, local):
 @pytest.mark.torch
 def test_retrieval_through_mteb_scores_as_here(embedder, local, scores):
     documents = [f"{a} {b}" for a, b in zip(local.TITLES, local.BODIES, strict=True)]
-    task = RetrievalTask("same", local.QUERIES, documents, local.RELEVANT)
-    found = evaluate(
+    grades = [dict.fromkeys(answers, 1) for answers in local.RELEVANT]
+    own = [judged.NONE] * len(grades)
+    task = judged.JudgedRetrieval(local.QUERIES, documents, grades, own, {})
+    found = judged.score(
         task,
-        lambda given: embedder.encode_query(given, dim=DIM),
-        lambda given: embedder.encode_document(given, dim=DIM),
+        embedder.encode_query(local.QUERIES, dim=DIM),
+        embedder.encode_document(documents, dim=DIM),
     )
     assert 0 < found["ndcg@10"] < 1
     # mteb rounds to five digits.
@@ -108,32 +112,35 @@ V2 = NOMIC_PROMPTS | {
     "STS": "similarity: ",
     "Clustering": "clustering: ",
 }
+SEARCH = {"search_query": "query: ", "search_document": "passage: "}
 
 
 @pytest.mark.parametrize(
-    ("prompts", "kind", "name", "is_query", "expected"),
+    ("prompts", "kind", "name", "role", "expected"),
     [
-        (NOMIC_PROMPTS, "Classification", "Banking77", False, "classification: "),
-        (NOMIC_PROMPTS, "PairClassification", "Twitter", True, "classification: "),
-        (NOMIC_PROMPTS, "STS", "STS12", False, "classification: "),
-        (NOMIC_PROMPTS, "Summarization", "SummEval", False, "classification: "),
-        (NOMIC_PROMPTS, "Reranking", "SciDocsRR", True, "classification: "),
-        (NOMIC_PROMPTS, "Reranking", "SciDocsRR", False, "classification: "),
-        (NOMIC_PROMPTS, "Clustering", "Reddit", False, "clustering: "),
-        (NOMIC_PROMPTS, "Retrieval", "NQ", True, "search_query: "),
-        (NOMIC_PROMPTS, "Retrieval", "NQ", False, "search_document: "),
-        (NOMIC_PROMPTS, "Retrieval", "QuoraRetrieval", False, "search_query: "),
-        (NOMIC_PROMPTS, "BitextMining", "Tatoeba", False, "search_document: "),
-        (V2, "STS", "STS22", False, "similarity: "),
-        (V2, "Reranking", "MIRACLReranking", True, "search_query: "),
-        (V2, "Reranking", "MIRACLReranking", False, "search_document: "),
-        (V2, "Retrieval", "MIRACLRetrieval", False, "search_document: "),
+        (NOMIC_PROMPTS, "Classification", "Banking77", None, "classification: "),
+        (NOMIC_PROMPTS, "PairClassification", "Twitter", "query", "classification: "),
+        (NOMIC_PROMPTS, "STS", "STS12", None, "classification: "),
+        (NOMIC_PROMPTS, "Summarization", "SummEval", None, "classification: "),
+        (NOMIC_PROMPTS, "Reranking", "SciDocsRR", "query", "classification: "),
+        (NOMIC_PROMPTS, "Reranking", "SciDocsRR", "document", "classification: "),
+        (NOMIC_PROMPTS, "Clustering", "Reddit", None, "clustering: "),
+        (NOMIC_PROMPTS, "Retrieval", "NQ", "query", "search_query: "),
+        (NOMIC_PROMPTS, "Retrieval", "NQ", "document", "search_document: "),
+        (NOMIC_PROMPTS, "Retrieval", "QuoraRetrieval", "document", "search_query: "),
+        (NOMIC_PROMPTS, "BitextMining", "Tatoeba", None, "search_document: "),
+        (V2, "STS", "STS22", None, "similarity: "),
+        (V2, "Reranking", "MIRACLReranking", "query", "classification: "),
+        (SEARCH, "Reranking", "SciDocsRR", "query", "query: "),
+        (SEARCH, "Reranking", "SciDocsRR", "document", "passage: "),
+        (SEARCH, "STS", "STS12", None, ""),
+        (V2, "Retrieval", "MIRACLRetrieval", "document", "search_document: "),
     ],
 )
 def test_prompts_are_those_of_the_published_results(
-    prompts, kind, name, is_query, expected
+    prompts, kind, name, role, expected
 ):
-    found = prompt_of(prompts, task_type=kind, name=name, is_query=is_query)
+    found = prompt_of(prompts, task_type=kind, name=name, prompt_type=role)
     assert found == expected
 
 
@@ -163,11 +170,23 @@ def test_results_of_other_weights_dims_and_lengths_are_kept_apart(embedder):
     short = Embedder(embedder.model, embedder.tokenizer, short)
     names = {meta(each).experiment_name for each in (embedder, short)}
     assert len({*names, meta(embedder, DIM).experiment_name}) == 3
+    revisions = {first.revision}
+    for changes in ({"pooling": "cls"}, {"prompts": NOMIC_PROMPTS | {"x": ""}}):
+        config = dataclasses.replace(embedder.config, **changes)
+        revisions.add(meta(embedder.replaced(config=config)).revision)
+    stretched = at_lengths(embedder, (64,), rotary_scaling_factor=4.0)[64]
+    rough = jax.tree.map(lambda leaf: leaf, embedder.model)
+    rough.dtype = jnp.dtype("bfloat16")
+    revisions |= {
+        meta(stretched).revision,
+        meta(embedder.replaced(model=rough)).revision,
+    }
+    assert len(revisions) == 5
 
 
 @pytest.mark.torch
 def test_what_the_model_cannot_give_is_refused(embedder, local):
-    with pytest.raises(ValueError, match="dim=24 is not one .* 16, 32"):
+    with pytest.raises(ValueError, match="dims 24 are not .* 32, 16"):
         MtebModel(embedder, "ours/tiny", dim=24)
     task = local.described("STS", "LocalSTS", "cosine_spearman")
     with pytest.raises(ValueError, match="precision='int8'.*float32"):

@@ -33,6 +33,23 @@ def test_only_the_corpus_gives_ranges():
     np.testing.assert_array_equal(got, [[-128, 127], [0, -128]])
 
 
+def test_a_classifier_gets_codes_in_the_embeddings_own_size():
+    random = np.random.default_rng(0)
+    train, test = random.normal(size=(2, 300, 16)).astype(np.float32) * 0.03 + 0.5
+    calibrating = [True, False]
+    ours = at_precision([train, test], calibrating, "int8", decoded=True)
+    step = (train.max(axis=0) - train.min(axis=0)) / 255
+    # Half a step, and rounding of float32; what is out of range is further away.
+    np.testing.assert_allclose((ours[0] - train) / step, 0, atol=0.51)
+    inside = (test > train.min(axis=0)) & (test < train.max(axis=0))
+    np.testing.assert_allclose(((ours[1] - test) / step)[inside], 0, atol=0.51)
+    signs, _ = at_precision([train - 0.5, test], calibrating, "binary", decoded=True)
+    np.testing.assert_array_equal(signs > 0, train > 0.5)
+    # Twice the mean of squares in another order.
+    size = np.sqrt(np.mean(np.square(train - np.float32(0.5))))
+    np.testing.assert_allclose(np.abs(signs), size, rtol=1e-5)
+
+
 def test_the_inner_product_of_binary_codes_is_hammings():
     random = np.random.default_rng(0)
     first, second = random.normal(size=(2, 5, 24)).astype(np.float32)

@@ -273,7 +273,7 @@ def test_sentence_pairs_that_cannot_be_read_are_refused_at_once(pairs, tmp_path)
         "--finetune.train.tasks",
         f"sts:{tmp_path}/no.jsonl",
     ]
-    with pytest.raises(ValueError, match="no.jsonl is not a file"):
+    with pytest.raises(ValueError, match="no.jsonl is not there"):
         run(stages(pairs, *options), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

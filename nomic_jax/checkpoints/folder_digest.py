@@ -1,4 +1,4 @@
-"""What a model's folder holds, as one short text that changes when a file of it does."""
+"""A digest of a model's folder: it changes when a file that is read from there does."""
 
 import hashlib
 from pathlib import Path

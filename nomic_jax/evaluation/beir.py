@@ -10,19 +10,21 @@ A document is "title text", as MTEB joins them (Thakur et al. 2021, arXiv:2104.0
 import collections
 import logging
 import re
-from collections.abc import Callable
 
+from nomic_jax.config import NOMIC_PROMPTS
 from nomic_jax.evaluation.judged import JudgedRetrieval, judge
 from nomic_jax.evaluation.records import (
     SETTINGS,
+    add_once,
     file_in,
+    folder_and_part,
     id_in,
     read_records,
     read_settings,
 )
 from nomic_jax.fields import nearest
 from nomic_jax.sources.lines import read_lines
-from nomic_jax.sources.source import Row, text_of
+from nomic_jax.sources.source import text_of
 from nomic_jax.storage import exists, join, name_of
 
 NEEDED = "a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv"
@@ -41,7 +43,8 @@ def read_beir(place: str) -> list[tuple[str, JudgedRetrieval]]:
 
     Raises:
         ValueError: a file is missing or broken, an id is twice there, a judgment names
-            an id that is not there, or nothing remains to be measured.
+            an id that is not there, a setting is unknown, or nothing remains to be
+            measured.
     """
     folder, split = _folder_and_split(place)
     quora = "quora" in name_of(folder).lower()
@@ -52,20 +55,23 @@ def read_beir(place: str) -> list[tuple[str, JudgedRetrieval]]:
         "same_id": "auto",
     }
     settings = read_settings(folder, known)
-    if settings["same_id"] not in SAME_ID:
-        raise ValueError(
-            f"{join(folder, SETTINGS)}: unknown same_id={settings['same_id']!r}: "
-            f"{nearest(settings['same_id'], SAME_ID)}"
-        )
+    for name, value in settings.items():
+        allowed = SAME_ID if name == "same_id" else NOMIC_PROMPTS
+        if value not in allowed:
+            raise ValueError(
+                f"{join(folder, SETTINGS)}: unknown {name}={value!r}: "
+                f"{nearest(value, allowed)}"
+            )
     if quora and settings["document_prompt"] == documents:
         logger.info("%s: documents get the prompt of queries, as Quora's do", folder)
-    corpus = _texts(file_in(folder, "corpus", NEEDED), _document)
-    queries = _texts(file_in(folder, "queries", NEEDED), _query)
+    corpus_file = file_in(folder, "corpus", NEEDED)
+    queries = _queries(file_in(folder, "queries", NEEDED))
+    corpus, same_text = _corpus(corpus_file, queries)
     qrels = join(folder, "qrels", f"{split}.tsv")
     if not exists(qrels):
         raise ValueError(f"{qrels} is not there; {NEEDED}")
     judgments = _judgments(qrels, queries, corpus)
-    task = judge(folder, queries, corpus, judgments, **settings)
+    task = judge(folder, queries, corpus, judgments, same_text=same_text, **settings)
     name = name_of(folder)
     return [(name if split == "test" else f"{name}:{split}", task)]
 
@@ -73,34 +79,40 @@ def read_beir(place: str) -> list[tuple[str, JudgedRetrieval]]:
 def _folder_and_split(place: str) -> tuple[str, str]:
     if found := re.fullmatch(r"(.+)/qrels/([^/]+)\.tsv", place):
         return found[1], found[2]
-    if found := re.fullmatch(r"(.+):([^/:]+)", place):
-        return found[1].rstrip("/"), found[2]
-    return place.rstrip("/"), "test"
+    folder, split = folder_and_part(place)
+    return folder, split or "test"
 
 
-def _document(row: Row, place: str) -> str:
-    title = text_of(row, "title", place, allow_blank=True) if "title" in row else ""
-    text = text_of(row, "text", place, allow_blank=True)
-    return f"{title} {text}".strip() if title else text.strip()
-
-
-def _query(row: Row, place: str) -> str:
-    return text_of(row, "text", place, allow_blank=True)
-
-
-def _texts(file: str, text: Callable[[Row, str], str]) -> dict[str, str]:
-    """Read texts by id.
+def _queries(file: str) -> dict[str, str]:
+    """Read queries by id.
 
     Raises:
-        ValueError: an id is twice there.
+        ValueError: the file is broken, or an id is twice there.
     """
     found: dict[str, str] = {}
     for place, row in read_records(file):
-        name = id_in(row, "_id", place)
-        if name in found:
-            raise ValueError(f"{place}: the id {name!r} is there a second time")
-        found[name] = text(row, place)
+        text = text_of(row, "text", place, allow_blank=True)
+        add_once(found, id_in(row, "_id", place), text, place)
     return found
+
+
+def _corpus(file: str, queries: dict[str, str]) -> tuple[dict[str, str], set[str]]:
+    """Read documents by id, and the ids of those that are the query of their own id.
+
+    Raises:
+        ValueError: the file is broken, or an id is twice there.
+    """
+    found: dict[str, str] = {}
+    same: set[str] = set()
+    for place, row in read_records(file):
+        title = text_of(row, "title", place, allow_blank=True) if "title" in row else ""
+        text = text_of(row, "text", place, allow_blank=True).strip()
+        name = id_in(row, "_id", place)
+        document = f"{title} {text}".strip()
+        add_once(found, name, document, place)
+        if name in queries and queries[name].strip() in (text, document):
+            same.add(name)
+    return found, same
 
 
 def _judgments(

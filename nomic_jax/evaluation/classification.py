@@ -7,9 +7,8 @@ section 3.2). Embeddings are not scaled to unit length (Nomic's own MTEB script)
 
 import collections
 import dataclasses
-import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -19,12 +18,14 @@ from nomic_jax.evaluation.records import (
     SETTINGS,
     at_least_two_classes,
     file_in,
+    folder_and_part,
     label_in,
     one_text,
     read_records,
     read_settings,
 )
 from nomic_jax.evaluation.sides import Side
+from nomic_jax.fields import nearest
 from nomic_jax.storage import name_of
 
 NEEDED = "a classification folder holds train.jsonl and test.jsonl of text and label"
@@ -53,11 +54,11 @@ def read_classification(place: str) -> list[tuple[str, Classification]]:
     `samples_per_label`, `experiments`, and `full`: train on the whole training set too.
 
     Raises:
-        ValueError: a file is missing or broken, or holds one class only.
+        ValueError: a file is missing or broken, training texts are of one class only,
+            or a label is not among theirs.
     """
-    found = re.fullmatch(r"(.+):([^/:]+)", place)
-    folder, split = (found[1], found[2]) if found else (place, "test")
-    folder = folder.rstrip("/")
+    folder, split = folder_and_part(place)
+    split = split or "test"
     settings = read_settings(folder, DEFAULTS)
     for name in ("samples_per_label", "experiments"):
         if settings[name] < 1:
@@ -65,8 +66,8 @@ def read_classification(place: str) -> list[tuple[str, Classification]]:
                 f"{folder}/{SETTINGS}: {name}={settings[name]} must be at least 1"
             )
     train, train_labels = read_labelled(file_in(folder, "train", NEEDED))
-    test, test_labels = read_labelled(file_in(folder, split, NEEDED))
     at_least_two_classes(train_labels, f"{folder}, train")
+    test, test_labels = read_labelled(file_in(folder, split, NEEDED), {*train_labels})
     draws = [
         *drawn(train_labels, settings["samples_per_label"], settings["experiments"])
     ]
@@ -83,16 +84,28 @@ def read_classification(place: str) -> list[tuple[str, Classification]]:
     return [(name if split == "test" else f"{name}:{split}", task)]
 
 
-def read_labelled(file: str) -> tuple[list[str], list[str]]:
+def read_labelled(
+    file: str, known: Collection[str] | None = None
+) -> tuple[list[str], list[str]]:
     """Read texts and their labels.
 
+    Args:
+        file: of records of `text` or `sentence`, and `label`.
+        known: the labels there can be; None: any.
+
     Raises:
-        ValueError: the file is missing or broken; file and line are named.
+        ValueError: the file is missing or broken, or a label is not known; file and
+            line are named.
     """
     texts, labels = [], []
     for place, row in read_records(file):
         texts.append(one_text(row, ("text", "sentence"), place))
         labels.append(label_in(row, "label", place))
+        if known is not None and labels[-1] not in known:
+            raise ValueError(
+                f"{place}: no training text has the label {labels[-1]!r}: "
+                f"{nearest(labels[-1], known)}"
+            )
     return texts, labels
 
 
@@ -118,8 +131,8 @@ def drawn(
 def sides(task: Classification) -> tuple[Side, ...]:
     """Return the texts to embed: training and test set."""
     return (
-        Side(task.train, "classification"),
-        Side(task.test, "classification", calibrates=False),
+        Side(task.train, "classification", True, "Classification"),
+        Side(task.test, "classification", False, "Classification"),
     )
 
 

@@ -15,13 +15,13 @@ from nomic_jax.evaluation.extras import extra
 from nomic_jax.evaluation.records import (
     at_least_two_classes,
     label_in,
+    list_in,
     one_text,
     read_records,
     task_name,
     texts_in,
 )
 from nomic_jax.evaluation.sides import Side, numbered
-from nomic_jax.sources.source import kind_of
 
 SEED = 42  # of k-means, MTEB's
 BATCH = 500  # of MiniBatchKMeans, MTEB's
@@ -50,18 +50,23 @@ def read_clustering(place: str) -> list[tuple[str, Clustering]]:
     and `labels`, two lists.
 
     Raises:
-        ValueError: the file is missing or broken, or a set has one class only.
+        ValueError: the file is missing or broken, holds both, or a set has one class
+            only.
     """
-    together: list[tuple[str, str]] = []
+    together: list[tuple[str, str]] = []  # what is not in sets
     sets: list[tuple[Sequence[str], Sequence[str]]] = []
     for where, row in read_records(place):
+        if (together and "sentences" in row) or (sets and "sentences" not in row):
+            raise ValueError(
+                f"{where}: a set on one line and single texts on others; give each a "
+                "file of its own"
+            )
         if "sentences" in row:
             texts = texts_in(row, "sentences", where)
-            labels = row.get("labels")
-            if not isinstance(labels, list) or len(labels) != len(texts):
+            labels = list_in(row, "labels", where)
+            if len(labels) != len(texts):
                 raise ValueError(
-                    f"{where}: column 'labels' is {kind_of(labels)}; a list of "
-                    f"{len(texts)} labels is needed"
+                    f"{where}: {len(labels)} labels for {len(texts)} sentences"
                 )
             names = [label_in({"labels": each}, "labels", where) for each in labels]
             at_least_two_classes(names, where)
@@ -83,7 +88,7 @@ def read_clustering(place: str) -> list[tuple[str, Clustering]]:
 
 def sides(task: Clustering) -> tuple[Side, ...]:
     """Return the texts to embed."""
-    return (Side(task.texts, "clustering"),)
+    return (Side(task.texts, "clustering", task_type="Clustering"),)
 
 
 def counts(task: Clustering) -> dict[str, int]:

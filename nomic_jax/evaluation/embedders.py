@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import jax
 
-from nomic_jax.config import NOMIC_PROMPTS, EmbeddingConfig
+from nomic_jax.config import NOMIC_PROMPTS
 from nomic_jax.embedder import Embedder
-from nomic_jax.model.encoder import NomicBert
+from nomic_jax.evaluation.prompts import completed
 
 logger = logging.getLogger(__name__)
 
@@ -56,33 +56,23 @@ def at_lengths(
             model.config, rope_scaling_factor=rotary_scaling_factor
         )
     return {
-        length: _changed(
-            embedder, model, dataclasses.replace(embedder.config, max_length=length)
+        length: embedder.replaced(
+            model=model, config=dataclasses.replace(embedder.config, max_length=length)
         )
         for length in lengths
     }
 
 
 def with_all_prompts(embedder: Embedder) -> Embedder:
-    """Return an embedder that knows the prompts of all tasks.
+    """Return an embedder that knows the prompts of all tasks, as `completed` has them.
 
-    A model that has no prompt of a task embeds its texts as they stand.
+    A model that has no prompt for a task embeds its texts as they stand.
     """
-    missing = [name for name in NOMIC_PROMPTS if name not in embedder.config.prompts]
-    if not missing:
+    prompts = embedder.config.prompts
+    if prompts.keys() >= (every := completed(prompts)).keys():
         return embedder
-    names = ", ".join(missing)
-    logger.warning("the model has no prompt for %s: no prefix for such texts", names)
-    prompts = {**dict.fromkeys(missing, ""), **embedder.config.prompts}
-    config = dataclasses.replace(embedder.config, prompts=prompts)
-    return _changed(embedder, embedder.model, config)
-
-
-def _changed(embedder: Embedder, model: NomicBert, config: EmbeddingConfig) -> Embedder:
-    return Embedder(
-        model,
-        embedder.tokenizer,
-        config,
-        projection=embedder.projection,
-        tokens_per_batch=embedder.tokens_per_batch,
-    )
+    missing = [name for name in NOMIC_PROMPTS if name not in prompts]
+    if missing:
+        names = ", ".join(missing)
+        logger.warning("the model has no prompt for %s: see the prefixes", names)
+    return embedder.replaced(config=dataclasses.replace(embedder.config, prompts=every))

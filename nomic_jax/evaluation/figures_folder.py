@@ -1,53 +1,26 @@
 """What an evaluation leaves in its folder, and how it goes on where it was stopped.
 
-DIR/results.json holds the model, the options, the versions, and for each task, length,
-dimension and precision all metrics; DIR/results.md its tables; the plots are drawn of
-it. Every task at every length is written as soon as it is measured.
+DIR/results.json holds the model, the options, and for each task, length, dimension and
+precision all metrics; DIR/results.md its tables; the plots are drawn of it. Every task
+at every length is written as soon as it is measured.
 """
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from nomic_jax.config import EmbeddingConfig
 from nomic_jax.evaluation.kinds import KINDS, Task
 from nomic_jax.evaluation.measure import Figures
-from nomic_jax.evaluation.metrics import METRICS
+from nomic_jax.evaluation.measured import Measured, Results
+from nomic_jax.evaluation.tables import tables
 from nomic_jax.fields import differing_fields
-from nomic_jax.storage import exists, join, read_json, write_bytes, write_json
+from nomic_jax.storage import exists, join, read_bytes, read_json, write_bytes
 
 RESULTS, TABLES = "results.json", "results.md"
 PLACES = ("source", "place")  # which may change: digests say what lies there
-
-
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """The figures of a task, texts cut at a length."""
-
-    task: str
-    length: int  # in tokens
-    seconds: float
-    figures: tuple[Figures, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Results:
-    """All that was measured with a model and options."""
-
-    model: Mapping[str, Any]
-    options: Mapping[str, Any]
-    versions: Mapping[str, str]
-    tasks: Mapping[str, Mapping[str, Any]]  # by name, as `described` says
-    measured: tuple[Measured, ...] = ()
-
-    def with_measured(self, measured: Measured) -> "Results":
-        """Return the results with one task at one length more."""
-        return dataclasses.replace(self, measured=(*self.measured, measured))
-
-    def has(self, task: str, length: int) -> bool:
-        """Whether a task was measured at a length."""
-        return any((m.task, m.length) == (task, length) for m in self.measured)
 
 
 def described(task: Task, config: EmbeddingConfig) -> dict[str, Any]:
@@ -55,21 +28,37 @@ def described(task: Task, config: EmbeddingConfig) -> dict[str, Any]:
 
     Args:
         task: as `open_tasks` reads it.
-        config: of the model, which has the prefixes.
-
-    Raises:
-        ValueError: the model has no such prompt as the task asks for.
+        config: of an embedder that knows the prompts of all tasks.
     """
-    content = hashlib.blake2b(repr(task.data).encode(), digest_size=16)
+    content = hashlib.blake2b(digest_size=16)
+    for piece in _pieces(task.data):
+        content.update(piece.encode())
+    known = config.prompts
     return {
         "kind": task.kind,
         "place": task.place,
         "main": task.main,
         "counts": dict(task.counts),
-        "prefixes": [config.prompt(side.prompt) for side in task.sides],
+        "prefixes": [known[side.prompt_name] for side in task.sides],
         "unit_length": KINDS[task.kind].unit_length,
         "digest": content.hexdigest(),
     }
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """Write a task's data in pieces: a corpus may fill the memory, once."""
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield field.name
+            yield from _pieces(getattr(value, field.name))
+    elif isinstance(value, Mapping):
+        yield from _pieces(list(value.items()))
+    elif isinstance(value, Collection) and not isinstance(value, str):
+        yield f"[{len(value)}"
+        for each in sorted(value) if isinstance(value, frozenset) else value:
+            yield from _pieces(each)
+    else:
+        yield f",{value!r}"
 
 
 def resumed(results: Results, folder: str) -> Results:
@@ -118,9 +107,19 @@ def _compared(
 
 
 def write(results: Results, folder: str) -> None:
-    """Write the figures and their tables."""
-    write_json(join(folder, RESULTS), dataclasses.asdict(results))
-    write_bytes(join(folder, TABLES), (tables(results) + "\n").encode())
+    """Write the figures and their tables, unless they are there."""
+    values = dataclasses.asdict(results)
+    for name, text in (
+        (TABLES, tables(results)),  # first: what is in the other is not measured again
+        (RESULTS, json.dumps(values, indent=2, ensure_ascii=False)),
+    ):
+        write_changed(join(folder, name), (text + "\n").encode())
+
+
+def write_changed(place: str, content: bytes) -> None:
+    """Write a file, unless it holds just that."""
+    if not exists(place) or read_bytes(place) != content:
+        write_bytes(place, content)
 
 
 def _read(place: str) -> Results:
@@ -132,6 +131,7 @@ def _read(place: str) -> Results:
                 m["length"],
                 m["seconds"],
                 tuple(Figures(**each) for each in m["figures"]),
+                m["versions"],
             )
             for m in values.pop("measured")
         )
@@ -140,29 +140,3 @@ def _read(place: str) -> Results:
         raise ValueError(
             f"{place} is no file of results: {error!r}; give another --out"
         ) from error
-
-
-def tables(results: Results, tasks: Sequence[str] | None = None) -> str:
-    """Write a Markdown table for each kind of metrics, a line for each measurement.
-
-    Args:
-        results: to write.
-        tasks: names of those to write; None: all.
-    """
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for measured in results.measured:
-        if tasks is not None and measured.task not in tasks:
-            continue
-        for each in measured.figures:
-            values = " | ".join(f"{value:.4f}" for value in each.metrics.values())
-            groups.setdefault(tuple(each.metrics), []).append(
-                f"| {measured.task} | {measured.length} | {each.dim} "
-                f"| {each.precision} | {values} |"
-            )
-    written = []
-    for metrics, lines in groups.items():
-        names = " | ".join(METRICS.get(m, m.replace("_", " ")) for m in metrics)
-        rule = "|---|---|---|---|" + "---|" * len(metrics)
-        header = f"| task | tokens | dimension | precision | {names} |"
-        written.append("\n".join([header, rule, *lines]))
-    return "\n\n".join(written)

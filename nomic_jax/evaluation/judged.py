@@ -5,16 +5,17 @@ whole corpus by cosine, and a document that is the query itself is no answer.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Int, Int32
 
 from nomic_jax.evaluation.metrics import ranking_metrics
-from nomic_jax.evaluation.retrieval import DEPTH
 from nomic_jax.evaluation.sides import Side
 from nomic_jax.search import nearest
+from nomic_jax.sources.pairs import Pair
 
+DEPTH = 100  # documents ranked for each query
 NONE = -1  # in place of a document
 
 
@@ -38,13 +39,15 @@ def judge(
     judgments: Mapping[str, Mapping[str, int]],
     *,
     same_id: str = "auto",
+    same_text: Collection[str] = (),
     query_prompt: str = "search_query",
     document_prompt: str = "search_document",
 ) -> JudgedRetrieval:
     """Put a task together from texts and judgments by id.
 
-    Left out, and counted: queries that no relevant document is known for, and blank
-    documents, which have no embedding; a query that a blank one answers misses it.
+    Left out, and counted: queries that nothing is judged for, and blank documents,
+    which have no embedding; a query that a blank one answers misses it. A query whose
+    judged documents are all irrelevant scores 0, as in BEIR.
 
     Args:
         place: of the task, for errors to begin with.
@@ -53,12 +56,15 @@ def judge(
         judgments: grades by document id, by query id; above 0 is relevant.
         same_id: `exclude` takes a document with the query's own id out of its ranking,
             `keep` does not; `auto` does where ids are of one space: at least half of
-            the documents that share a query's id hold the query's text.
+            the documents that share a query's id are in `same_text`. It keeps those
+            that answer their query.
+        same_text: ids of which query and document are the same text.
         query_prompt: name of the prompt of queries.
         document_prompt: name of the prompt of documents.
 
     Raises:
-        ValueError: no document or no query remains, or a query is blank.
+        ValueError: no document or no query remains, a query is blank, or an answer
+            would be excluded.
     """
     there = {name: text for name, text in documents.items() if text.strip()}
     if not there:
@@ -66,15 +72,24 @@ def judge(
     blank = [name for name in documents if name not in there]
     # Blank ones are numbered behind the others: they are judged, and never found.
     number = {name: i for i, name in enumerate([*there, *blank])}
-    kept = [q for q in queries if any(g > 0 for g in judgments.get(q, {}).values())]
-    if not kept:
+    kept = [name for name in queries if judgments.get(name)]
+    answered = [name for name in kept if max(judgments[name].values()) > 0]
+    if not answered:
         raise ValueError(f"{place}: no query has a relevant document")
     for name in kept:
         if not queries[name].strip():
             raise ValueError(f"{place}: query {name!r} is blank; give it text")
-    exclude = same_id == "exclude" or (
-        same_id == "auto" and _one_space(queries, there, kept)
-    )
+    shared = [name for name in kept if name in there]
+    answers = {name for name in shared if judgments[name].get(name, 0) > 0}
+    if answers and same_id == "exclude":
+        raise ValueError(
+            f"{place}: {len(answers)} queries, {min(answers)!r} among them, are "
+            "answered by the document of their own id, which same_id='exclude' takes "
+            "out; set it to 'keep'"
+        )
+    one_space = 2 * sum(name in same_text for name in shared) >= len(shared)
+    exclude = same_id == "exclude" or (same_id == "auto" and one_space)
+    excluded = {*shared} - answers if exclude else set[str]()
     return JudgedRetrieval(
         queries=tuple(queries[name] for name in kept),
         documents=tuple(there.values()),
@@ -82,23 +97,41 @@ def judge(
             {number[document]: grade for document, grade in judgments[name].items()}
             for name in kept
         ),
-        own=tuple(number[name] if exclude and name in there else NONE for name in kept),
+        own=tuple(number[name] if name in excluded else NONE for name in kept),
         left_out={
-            "queries without a relevant document": len(queries) - len(kept),
-            "blank documents": len(blank),
+            "queries without judgments left out": len(queries) - len(kept),
+            "blank documents left out": len(blank),
         },
         query_prompt=query_prompt,
         document_prompt=document_prompt,
     )
 
 
-def _one_space(
-    queries: Mapping[str, str], documents: Mapping[str, str], kept: Sequence[str]
-) -> bool:
-    """Whether queries and documents of the same id are the same texts."""
-    shared = [name for name in kept if name in documents]
-    same = sum(queries[name].strip() in documents[name] for name in shared)
-    return bool(shared) and 2 * same >= len(shared)
+def from_pairs(
+    pairs: Iterable[Pair],
+    *,
+    query_prompt: str = "search_query",
+    document_prompt: str = "search_document",
+) -> JudgedRetrieval:
+    """Make a task of pairs: every document is searched, and equal texts are one.
+
+    A query that several pairs hold has all their documents as its answers. Order is
+    that of first appearance.
+    """
+    documents: dict[str, int] = {}
+    relevance: dict[str, dict[int, int]] = {}
+    for pair in pairs:
+        number = documents.setdefault(pair.document, len(documents))
+        relevance.setdefault(pair.query, {})[number] = 1
+    return JudgedRetrieval(
+        queries=tuple(relevance),
+        documents=tuple(documents),
+        relevance=tuple(relevance.values()),
+        own=(NONE,) * len(relevance),
+        left_out={},
+        query_prompt=query_prompt,
+        document_prompt=document_prompt,
+    )
 
 
 def sides(task: JudgedRetrieval) -> tuple[Side, ...]:
@@ -113,6 +146,8 @@ def counts(task: JudgedRetrieval) -> dict[str, int]:
     """Count what is measured, and what is left out."""
     found = {"queries": len(task.queries), "documents": len(task.documents)}
     found["judgments"] = sum(map(len, task.relevance))
+    if missing := sum(not any(g > 0 for g in r.values()) for r in task.relevance):
+        found["queries without a relevant document"] = missing
     if excluded := sum(own != NONE for own in task.own):
         found["queries that are documents too"] = excluded
     return found | {what: n for what, n in task.left_out.items() if n}
@@ -123,23 +158,31 @@ def score(
     queries: Float32[np.ndarray, "Q E"],
     documents: Float32[np.ndarray, "M E"],
 ) -> dict[str, float]:
-    """Rank all documents for each query, ties by their order in the corpus.
+    """Rank all documents for each query.
+
+    Equal scores, frequent of binary codes, are ordered as `tie_order` has it: in the
+    corpus's own order, answers that stand first would win by their place.
 
     Returns:
         A value in [0, 1] for each of `metrics.METRICS`, averaged over queries.
     """
-    own = np.array(task.own)[:, None]
-    depth = DEPTH + bool((own != NONE).any())
-    _, ranking = nearest(queries, documents, k=min(depth, len(documents)))
-    return ranking_metrics(_without(ranking, own)[:, :DEPTH], task.relevance)
+    depth = min(DEPTH + bool(np.max(task.own) != NONE), len(documents))
+    order = tie_order(len(documents))
+    _, places = nearest(queries, documents[order], k=depth)
+    return ranking_metrics(without_own(order[places], task.own), task.relevance)
 
 
-def _without(
-    ranking: Int[np.ndarray, "Q k"], own: Int[np.ndarray, "Q 1"]
-) -> Int[np.ndarray, "Q k"]:
-    """Take each query's own document out; what stood below it moves up."""
-    is_own = ranking == own
+def tie_order(documents: int) -> Int32[np.ndarray, "documents"]:
+    """Shuffle the numbers of documents, always alike."""
+    return np.random.default_rng(0).permutation(documents).astype(np.int32)
+
+
+def without_own(
+    ranking: Int[np.ndarray, "Q k"], own: Sequence[int]
+) -> Int[np.ndarray, "Q depth"]:
+    """Take each query's own document out, and what is below the depth of a ranking."""
+    is_own = ranking == np.array(own)[:, None]
     order = np.argsort(is_own, axis=1, kind="stable")
     moved = np.take_along_axis(ranking, order, axis=1)
     moved[is_own.any(axis=1), -1] = NONE
-    return moved
+    return moved[:, :DEPTH]

@@ -25,7 +25,8 @@ class Figures:
 
     dim: int
     precision: str
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, float]  # none where there is a problem
+    problem: str | None = None  # that leaves them undefined
 
 
 def measure(
@@ -46,7 +47,8 @@ def measure(
         progress: show a bar while texts are embedded.
 
     Returns:
-        Figures of each dimension at each precision, in this order.
+        Figures of each dimension at each precision, in this order; what the embeddings
+        leave undefined has its problem instead.
 
     Raises:
         ValueError: a dimension is not the model's, or embeddings are not finite.
@@ -80,23 +82,42 @@ def figures(
         if kind.unit_length:
             cut = [_unit(vectors) for vectors in cut]
         for precision in precisions:
-            codes = at_precision(cut, calibrating, precision)
+            codes = at_precision(
+                cut, calibrating, precision, decoded=not kind.unit_length
+            )
             if precision == "int8" and kind.unit_length:
                 codes = [_unit(each) for each in codes]
-            metrics = kind.score(task.data, *codes)
-            for name, value in metrics.items():
-                if not math.isfinite(value):
-                    raise ValueError(
-                        f"task {task.name!r}: {name} is {value} at {dim} dimensions, "
-                        f"{precision}; the embeddings leave it undefined"
-                    )
-            found.append(Figures(dim, precision, metrics))
+            try:
+                figure = Figures(dim, precision, _scored(task, codes))
+            except ValueError as error:
+                where = f"task {task.name!r} at {dim} dimensions, {precision}"
+                figure = Figures(dim, precision, {}, f"{where}: {error}")
+            found.append(figure)
     return tuple(found)
 
 
+def _scored(task: Task, codes: Sequence[np.ndarray]) -> dict[str, float]:
+    """Score what embeddings are worth.
+
+    Raises:
+        ValueError: a metric is not defined for them.
+    """
+    metrics = KINDS[task.kind].score(task.data, *codes)
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value}: the embeddings leave it undefined")
+    return metrics
+
+
 def metrics_of(task: Task, embedder: Embedder) -> dict[str, float]:
-    """Measure an embedder on a task at full width and precision: values by metric."""
+    """Measure an embedder on a task at full width and precision: values by metric.
+
+    Raises:
+        ValueError: as `measure` has it, or the embeddings leave a metric undefined.
+    """
     (found,) = measure(task, embedder)
+    if found.problem is not None:
+        raise ValueError(found.problem)
     return dict(found.metrics)
 
 
@@ -104,7 +125,7 @@ def _embedded(
     task: Task, side: Side, embedder: Embedder, progress: bool
 ) -> Float32[np.ndarray, "texts width"]:
     vectors = embedder.encode(
-        side.texts, task=side.prompt, normalize=False, progress=progress
+        side.texts, task=side.prompt_name, normalize=False, progress=progress
     )
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():

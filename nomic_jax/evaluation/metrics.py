@@ -39,21 +39,21 @@ def ranking_metrics(
         ranking: documents of each query by index, best first, none twice but -1, which
             stands for no document.
         relevant: the documents that answer each query, by index; all count the same
-            unless their grades are given.
+            unless their grades are given. Without one graded above 0 a query scores 0.
         metrics: what to compute: ndcg, recall, map or mrr, `@` and the depth.
 
     Returns:
         A value in [0, 1] for each metric.
 
     Raises:
-        ValueError: a query lacks its ranking or its relevant documents.
+        ValueError: a query lacks its ranking or its judged documents.
     """
     grades = [_grades(each) for each in relevant]
-    answered = sum(any(grade > 0 for grade in each.values()) for each in grades)
-    if not len(ranking) == len(relevant) == answered:
+    judged_queries = sum(map(bool, grades))
+    if not len(ranking) == len(relevant) == judged_queries:
         raise ValueError(
-            f"{len(ranking)} rankings for {len(relevant)} queries, {answered} of which "
-            "have a relevant document; every query needs both"
+            f"{len(ranking)} rankings for {len(relevant)} queries, {judged_queries} of "
+            "which have a judged document; every query needs both"
         )
     judged = {str(query): each for query, each in enumerate(grades)}
     found = {}

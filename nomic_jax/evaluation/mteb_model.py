@@ -7,7 +7,9 @@ Prompts, length and normalisation are those of Nomic Embed's evaluation
 """
 
 import dataclasses
+import hashlib
 import importlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -17,47 +19,32 @@ import numpy as np
 from jaxtyping import Float32
 
 from nomic_jax.embedder import Embedder
-from nomic_jax.own_devices import digest
+from nomic_jax.evaluation.embedders import check_dims
+from nomic_jax.evaluation.prompts import prefix_of
 from nomic_jax.storage import name_of
 
 LENGTH = 512  # tokens that the published results were measured with
-# What both sides of a task are embedded as; in those that are not here queries are
-# searched for among documents.
-PROMPTS = {
-    "Classification": "classification",
-    "MultilabelClassification": "classification",
-    "PairClassification": "classification",
-    "Reranking": "classification",
-    "STS": "classification",
-    "Summarization": "classification",
-    "Clustering": "clustering",
-}
 UNNORMALIZED = ("Classification", "MultilabelClassification")
 BLANK = "."  # stands for a text without any character, of a model without prompts
 
 
 def prompt_of(
-    prompts: Mapping[str, str], *, task_type: str, name: str, is_query: bool
+    prompts: Mapping[str, str], *, task_type: str, name: str, prompt_type: Any = None
 ) -> str:
     """Choose what is put before the texts of a task of MTEB.
 
-    A model that has prompts by MTEB's own types of tasks, as nomic-embed-text-v2-moe,
-    gets those, and of other types the ones of queries and documents. Quora's documents
-    are questions too, and get the query's.
+    It is `prefix_of`'s choice, but that Quora's documents are questions too, and get
+    the query's.
 
     Args:
         prompts: of the model, by name.
         task_type: `Retrieval`, `STS` and so on.
         name: of the task.
-        is_query: whether the texts are queries.
+        prompt_type: mteb's `query` or `document`, where a task tells them apart.
     """
-    own = {kind: prompts[kind] for kind in PROMPTS if kind in prompts}
-    known = own or {kind: prompts.get(PROMPTS[kind]) for kind in PROMPTS}
-    found = known.get(task_type)
-    if found is not None:
-        return found
+    role = getattr(prompt_type, "value", prompt_type)
     quora = task_type == "Retrieval" and "quora" in name.lower()
-    return prompts["search_query" if is_query or quora else "search_document"]
+    return prefix_of(prompts, task_type, "query" if quora else role)
 
 
 class MtebModel:
@@ -69,7 +56,7 @@ class MtebModel:
         Args:
             embedder: its `max_length` is where texts are cut.
             name: `OWNER/NAME`, under which mteb keeps results. Results are told apart
-                by a digest of the weights too, and by dimension and length.
+                by a digest of all that embeddings depend on too, and by dimension.
             dim: Matryoshka dimension; None: the full width.
 
         Raises:
@@ -77,28 +64,20 @@ class MtebModel:
                 prompt of queries and documents.
         """
         config = embedder.config
-        dims = (*config.matryoshka_dims, embedder.width)
-        if dim is not None and dim not in dims:
-            raise ValueError(
-                f"dim={dim} is not one the model was trained for: "
-                f"{', '.join(map(str, sorted(set(dims))))}"
-            )
+        check_dims(embedder, () if dim is None else (dim,))
         for task in ("search_query", "search_document"):
             config.prompt(task)
         self.prompts, self.dim = config.prompts, dim
         # Prompts are put before texts here, as they do not follow from one task's name.
-        self.embedder = Embedder(
-            embedder.model,
-            embedder.tokenizer,
-            dataclasses.replace(config, prompts={"as it stands": ""}),
-            projection=embedder.projection,
-            tokens_per_batch=embedder.tokens_per_batch,
+        self.embedder = embedder.replaced(
+            config=dataclasses.replace(config, prompts={"as it stands": ""})
         )
+        identity = json.dumps(embedder.fingerprint(), sort_keys=True).encode()
         meta = _mteb("models.model_meta")
         self.mteb_model_meta = meta.ModelMeta.create_empty(
             {
                 "name": name,
-                "revision": digest((embedder.model, embedder.projection)),
+                "revision": hashlib.blake2b(identity, digest_size=16).hexdigest(),
                 "max_tokens": config.max_length,
                 "embed_dim": dim or embedder.width,
                 "framework": ["JAX"],
@@ -139,12 +118,8 @@ class MtebModel:
             source, max_length=max_length, rotary_scaling_factor=rotary_scaling_factor
         )
         if max_length is None and embedder.config.max_length > LENGTH:
-            embedder = Embedder(
-                embedder.model,
-                embedder.tokenizer,
-                dataclasses.replace(embedder.config, max_length=LENGTH),
-                projection=embedder.projection,
-            )
+            shorter = dataclasses.replace(embedder.config, max_length=LENGTH)
+            embedder = embedder.replaced(config=shorter)
         return cls(embedder, name or f"nomic_jax/{name_of(source)}", dim=dim)
 
     def encode(
@@ -186,7 +161,7 @@ class MtebModel:
             self.prompts,
             task_type=task_metadata.type,
             name=task_metadata.name,
-            is_query=getattr(prompt_type, "value", prompt_type) == "query",
+            prompt_type=prompt_type,
         )
         texts = [prompt + text for batch in inputs for text in batch["text"]]
         return self.embedder.encode(

@@ -56,7 +56,7 @@ def read_pair_classification(place: str) -> list[tuple[str, PairClassification]]
 
 def sides(task: PairClassification) -> tuple[Side, ...]:
     """Return the texts to embed."""
-    return (Side(task.texts, "classification"),)
+    return (Side(task.texts, "classification", task_type="PairClassification"),)
 
 
 def counts(task: PairClassification) -> dict[str, int]:

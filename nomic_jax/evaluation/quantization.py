@@ -6,6 +6,8 @@
             the dimension less twice their Hamming distance
 
 Codes are compared by cosine, as embeddings are; all binary ones have the same length.
+A classifier, whose regularisation depends on the size of numbers, gets what codes stand
+for: the middle of an int8 code's step, and for a bit the embeddings' typical entry.
 """
 
 from collections.abc import Sequence
@@ -30,10 +32,13 @@ def int8_codes(
     embeddings: Float32[np.ndarray, "n E"], ranges: Float32[np.ndarray, "2 E"]
 ) -> Int8[np.ndarray, "n E"]:
     """Quantise to a byte a dimension; values beyond the ranges are clipped."""
-    low, high = ranges
-    step = (high - low) / np.float32(255)
-    step = np.where(step == 0, np.float32(1), step)
-    return (np.clip(np.floor((embeddings - low) / step), 0, 255) - 128).astype(np.int8)
+    codes = np.floor((embeddings - ranges[0]) / _steps(ranges))
+    return (np.clip(codes, 0, 255) - 128).astype(np.int8)
+
+
+def _steps(ranges: Float32[np.ndarray, "2 E"]) -> Float32[np.ndarray, "E"]:
+    step = (ranges[1] - ranges[0]) / np.float32(255)
+    return np.where(step == 0, np.float32(1), step)
 
 
 def binary_codes(
@@ -47,6 +52,8 @@ def at_precision(
     sides: Sequence[Float32[np.ndarray, "_ E"]],
     calibrating: Sequence[bool],
     precision: Precision,
+    *,
+    decoded: bool = False,
 ) -> list[Float32[np.ndarray, "_ E"]]:
     """Return what each side's embeddings are worth at a precision, as numbers.
 
@@ -54,11 +61,19 @@ def at_precision(
         sides: embeddings of one task.
         calibrating: which of them are the corpus that int8 ranges are of.
         precision: codes of int8 come as the numbers -128 to 127, binary as -1 and 1.
+        decoded: return values of the embeddings' own size instead. A bit's is the root
+            mean square of the corpus's entries.
     """
     if precision == "float32":
         return list(sides)
-    if precision == "binary":
-        return [np.where(binary_codes(s), 1, -1).astype(np.float32) for s in sides]
     corpus = [s for s, used in zip(sides, calibrating, strict=True) if used]
+    if precision == "binary":
+        squares = np.concatenate([np.square(each).mean(axis=1) for each in corpus])
+        size = np.sqrt(squares.mean()) if decoded else np.float32(1)
+        return [np.where(binary_codes(s), size, -size) for s in sides]
     ranges = int8_ranges(corpus)
-    return [int8_codes(side, ranges).astype(np.float32) for side in sides]
+    codes = [int8_codes(side, ranges).astype(np.float32) for side in sides]
+    if not decoded:
+        return codes
+    low, step = ranges[0], _steps(ranges)
+    return [low + (each + np.float32(128.5)) * step for each in codes]

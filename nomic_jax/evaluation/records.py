@@ -4,7 +4,8 @@ A file is JSON Lines, plain or gzip, or Parquet. A folder's `task.json` holds wh
 particular to its task.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from nomic_jax.fields import nearest
@@ -52,6 +53,24 @@ def task_name(place: str) -> str:
     return folder if name == "test" else f"{folder}:{name}"
 
 
+def folder_and_part(place: str) -> tuple[str, str | None]:
+    """Take FOLDER:PART apart; the part, a split or a data set, may be unsaid."""
+    found = re.fullmatch(r"(.+):([^/:]+)", place)
+    folder, part = (found[1], found[2]) if found else (place, None)
+    return folder.rstrip("/"), part
+
+
+def add_once(found: MutableMapping[str, str], name: str, text: str, place: str) -> None:
+    """Add a text by its id.
+
+    Raises:
+        ValueError: the id is there already.
+    """
+    if name in found:
+        raise ValueError(f"{place}: the id {name!r} is there a second time")
+    found[name] = text
+
+
 def file_in(folder: str, name: str, needed: str) -> str:
     """Return the place of a folder's file, whichever known ending it has.
 
@@ -87,10 +106,22 @@ def texts_in(row: Row, column: str, place: str) -> tuple[str, ...]:
     Raises:
         ValueError: there is no such column, or something else is in it.
     """
-    values = _value(row, column, place)
-    if not isinstance(values, list) or not values:
-        raise ValueError(f"{place}: column {column!r} must be a list of texts, not []")
+    values = list_in(row, column, place)
+    if not values:
+        raise ValueError(f"{place}: column {column!r} is an empty list; give a text")
     return tuple(text_of({column: value}, column, place) for value in values)
+
+
+def list_in(row: Row, column: str, place: str) -> list[Any]:
+    """Return a column's list, maybe empty.
+
+    Raises:
+        ValueError: there is no such column, or something else is in it.
+    """
+    value = _value(row, column, place)
+    if isinstance(value, list):
+        return value
+    raise ValueError(f"{place}: column {column!r} is {kind_of(value)}; give a list")
 
 
 def label_in(row: Row, column: str, place: str) -> str:
@@ -103,7 +134,7 @@ def label_in(row: Row, column: str, place: str) -> str:
     if isinstance(value, bool | int):
         return str(int(value))
     if isinstance(value, str) and value.strip():
-        return value
+        return value.strip()
     raise ValueError(
         f"{place}: column {column!r} is {kind_of(value)}; a label is a text that is "
         "not blank, or a whole number"

@@ -11,7 +11,13 @@ import numpy as np
 from jaxtyping import Float32
 
 from nomic_jax.evaluation.metrics import ranking_metrics
-from nomic_jax.evaluation.records import one_text, read_records, task_name, texts_in
+from nomic_jax.evaluation.records import (
+    list_in,
+    one_text,
+    read_records,
+    task_name,
+    texts_in,
+)
 from nomic_jax.evaluation.sides import Side, numbered
 
 
@@ -30,21 +36,31 @@ class Reranking:
     queries: Sequence[str]
     documents: Sequence[str]
     candidates: Sequence[Candidates]
+    left_out: int  # queries without a candidate that is no answer
 
 
 def read_reranking(place: str) -> list[tuple[str, Reranking]]:
     """Read a file of `query`, `positive` and `negative`, the latter two lists.
 
-    A text that is in both lists is an answer.
+    A text that is in both lists is an answer. A query whose candidates are all answers
+    has nothing to be ordered, and is left out.
 
     Raises:
-        ValueError: the file is missing or broken, or a list is empty.
+        ValueError: the file is missing or broken, or no query remains.
     """
-    rows = []
+    rows, left_out = [], 0
     for where, row in read_records(place):
         query = one_text(row, ("query",), where)
-        positive, negative = (texts_in(row, c, where) for c in ("positive", "negative"))
-        rows.append((query, positive, negative))
+        positive = texts_in(row, "positive", where)
+        negative = ()
+        if list_in(row, "negative", where):
+            negative = texts_in(row, "negative", where)
+        if {*negative} <= {*positive}:
+            left_out += 1
+        else:
+            rows.append((query, positive, negative))
+    if not rows:
+        raise ValueError(f"{place}: no query has a candidate that is no answer")
     number = numbered(text for _, *lists in rows for each in lists for text in each)
     candidates = []
     for _, positive, negative in rows:
@@ -54,24 +70,28 @@ def read_reranking(place: str) -> list[tuple[str, Reranking]]:
         ordered = [d for d in every if d not in relevant] + [*dict.fromkeys(relevant)]
         candidates.append(Candidates(ordered, frozenset(relevant)))
     queries = [query for query, _, _ in rows]
-    return [(task_name(place), Reranking(queries, tuple(number), candidates))]
+    task = Reranking(queries, tuple(number), candidates, left_out)
+    return [(task_name(place), task)]
 
 
 def sides(task: Reranking) -> tuple[Side, ...]:
     """Return the texts to embed: queries, documents."""
     return (
-        Side(task.queries, "classification", calibrates=False),
-        Side(task.documents, "classification"),
+        Side(task.queries, "classification", False, "Reranking-query"),
+        Side(task.documents, "classification", True, "Reranking-document"),
     )
 
 
 def counts(task: Reranking) -> dict[str, int]:
     """Count what is measured."""
-    return {
+    found = {
         "queries": len(task.queries),
         "documents": len(task.documents),
         "candidates": sum(len(each.documents) for each in task.candidates),
     }
+    if task.left_out:
+        found["queries with answers alone left out"] = task.left_out
+    return found
 
 
 def score(

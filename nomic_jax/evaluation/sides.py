@@ -1,10 +1,4 @@
-"""What a task has embedded: lists of texts, each with the prompt that it gets.
-
-Prompts by kind of task are those of Nomic's own MTEB results (arXiv:2402.01613, section
-5.3): `classification` for classification, pair classification, similarity and
-reranking, `clustering` for clustering, `search_query` and `search_document` for
-retrieval.
-"""
+"""What a task has embedded: lists of texts, each with the prompt that it gets."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +9,15 @@ class Side:
     """Texts that are embedded alike."""
 
     texts: Sequence[str]
-    prompt: str  # name of a task's prompt, as in `EmbeddingConfig.prompts`
+    prompt: str  # name of a task's prompt in Nomic's models
     calibrates: bool = True  # its embeddings give the ranges of int8 codes
+    # MTEB's type and role, as `Reranking-query`: a model may have a prompt of its own
+    task_type: str | None = None
+
+    @property
+    def prompt_name(self) -> str:
+        """Its prompt's name among those that `prompts.completed` returns."""
+        return self.task_type or self.prompt
 
 
 def numbered(texts: Iterable[str]) -> Mapping[str, int]:

@@ -72,7 +72,7 @@ def _record(row: Row, place: str) -> tuple[str, str, float]:
 
 def sides(task: SentencePairs) -> tuple[Side, ...]:
     """Return the texts to embed: every sentence once."""
-    return (Side(tuple(_numbers(task)), "classification"),)
+    return (Side(tuple(_numbers(task)), "classification", task_type="STS"),)
 
 
 def counts(task: SentencePairs) -> dict[str, int]:

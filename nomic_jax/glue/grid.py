@@ -1,10 +1,13 @@
-"""The published grid of GLUE: tasks, rates, batches and seeds, and a cell of it.
+"""The published grid of GLUE, a cell of it, and the part that is to be swept.
 
 Nomic Embed, arXiv:2402.01613, and its code of February 2024 where the paper is silent.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
+
+from nomic_jax.fields import nearest
 
 TASKS = ("cola", "sst2", "qqp", "qnli", "mnli", "rte", "mrpc", "stsb")
 AFTER_MNLI = ("rte", "mrpc", "stsb")  # which start with what MNLI left
@@ -39,3 +42,46 @@ def cells(
         for batch in batches
         for seed in seeds
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What is trained, on what, and where."""
+
+    model: str  # folder or hub id
+    data: str  # folder of TASK.SPLIT.jsonl, or tfds:glue
+    out: Path
+    tasks: tuple[str, ...]
+    rates: tuple[float, ...]
+    batches: tuple[int, ...]
+    seeds: tuple[int, ...]
+    steps: int | None = None  # of every cell; None: ten epochs
+
+    def __post_init__(self) -> None:
+        """Refuse a grid that has no cell, or one twice, and tasks that are not GLUE's.
+
+        Raises:
+            ValueError: with the option.
+        """
+        for name in ("tasks", "rates", "batches", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(
+                    f"--{name} {' '.join(map(str, values))}: give at least one, and "
+                    "none twice"
+                )
+        for task in self.tasks:
+            if task not in TASKS:
+                raise ValueError(f"--tasks {task}: {nearest(task, TASKS)}")
+        if not all(rate > 0 for rate in self.rates):
+            raise ValueError(f"--rates {self.rates}: each must be above 0")
+        for name, least in (("batches", 1), ("seeds", 0)):
+            if min(getattr(self, name)) < least:
+                raise ValueError(f"--{name}: each must be at least {least}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"--steps {self.steps}: at least 1 is needed")
+        if not self.data.startswith("tfds:") and not Path(self.data).is_dir():
+            raise ValueError(
+                f"--data {self.data} is no folder; give one of TASK.SPLIT.jsonl files, "
+                "or tfds:glue"
+            )

@@ -9,6 +9,7 @@ that the best cell of MNLI leaves to RTE, MRPC and STS-B.
 import dataclasses
 import hashlib
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -16,7 +17,6 @@ import jax
 from nomic_jax.checkpoints.folder_digest import folder_digest
 from nomic_jax.checkpoints.hub import resolve
 from nomic_jax.data.task_lines import read_examples
-from nomic_jax.fields import nearest
 from nomic_jax.glue.cell_file import (
     CellFile,
     check_same,
@@ -25,10 +25,11 @@ from nomic_jax.glue.cell_file import (
     read_cells,
     write_cell,
 )
-from nomic_jax.glue.grid import AFTER_MNLI, TASKS, Cell, cells
+from nomic_jax.glue.grid import AFTER_MNLI, TASKS, Cell, Sweep, cells
 from nomic_jax.glue.table import Row, as_json, markdown, rows_of
 from nomic_jax.glue.tasks import GLUE, glue_stage
 from nomic_jax.held_out import say
+from nomic_jax.preflight import check_models
 from nomic_jax.recipe import run
 from nomic_jax.sources.source import source_name
 from nomic_jax.storage import read_json, write_bytes, write_json
@@ -42,46 +43,11 @@ OF_A_TASK = (*OF_ALL, "start_digest", "data_digest")  # and those of a task
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep:
-    """What is trained, on what, and where."""
+class _Files:
+    """What the files of a task hold."""
 
-    model: str  # folder or hub id
-    data: str  # folder of TASK.SPLIT.jsonl, or tfds:glue
-    out: Path
-    tasks: tuple[str, ...]
-    rates: tuple[float, ...]
-    batches: tuple[int, ...]
-    seeds: tuple[int, ...]
-    steps: int | None = None  # of every cell; None: ten epochs
-
-    def __post_init__(self) -> None:
-        """Refuse a grid that has no cell, or one twice, and tasks that are not GLUE's.
-
-        Raises:
-            ValueError: with the option.
-        """
-        for name in ("tasks", "rates", "batches", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(
-                    f"--{name} {' '.join(map(str, values))}: give at least one, and "
-                    "none twice"
-                )
-        for task in self.tasks:
-            if task not in TASKS:
-                raise ValueError(f"--tasks {task}: {nearest(task, TASKS)}")
-        if not all(rate > 0 for rate in self.rates):
-            raise ValueError(f"--rates {self.rates}: each must be above 0")
-        for name, least in (("batches", 1), ("seeds", 0)):
-            if min(getattr(self, name)) < least:
-                raise ValueError(f"--{name}: each must be at least {least}")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"--steps {self.steps}: at least 1 is needed")
-        if not self.data.startswith("tfds:") and not Path(self.data).is_dir():
-            raise ValueError(
-                f"--data {self.data} is no folder; give one of TASK.SPLIT.jsonl files, "
-                "or tfds:glue"
-            )
+    examples: int  # to train on
+    digest: str
 
 
 def sweep(plan: Sweep) -> list[Row]:
@@ -100,12 +66,8 @@ def sweep(plan: Sweep) -> list[Row]:
     files = {task: _files(plan, task) for task in tasks}
     model = folder_digest(resolve(plan.model))
     grids = {task: cells(task, plan.rates, plan.batches, plan.seeds) for task in tasks}
-    there = read_cells(plan.out)
-    for task in tasks:
-        now, _ = _begun(plan, grids[task][0], files[task], model)
-        check_same(plan.out, there, now, OF_ALL)
-        own = [made for made in there if made.task == task]
-        check_same(plan.out, own, now, ("data_digest",))
+    _check_folder(plan, grids, files, model)
+    rows: list[Row] = []
     for task in tasks:
         for number, cell in enumerate(grids[task], 1):
             now, stage = _begun(plan, cell, files[task], model)
@@ -116,8 +78,37 @@ def sweep(plan: Sweep) -> list[Row]:
                 f"{GLUE[task].metric} {figures}"
             )
             _prune(plan.out, cell)
-        _write_table(plan.out)
-    return _write_table(plan.out)
+        rows = _write_table(plan.out)
+    return rows
+
+
+def _check_folder(
+    plan: Sweep,
+    grids: Mapping[str, Sequence[Cell]],
+    files: Mapping[str, _Files],
+    model: str,
+) -> None:
+    """Refuse a folder of another sweep now, not when the tasks before are trained.
+
+    Raises:
+        ValueError: with a cell that does not belong to this one.
+    """
+    there = read_cells(plan.out)
+    left = {*grids.get(MNLI, ())} - {made.cell for made in there}
+    for task, grid in grids.items():
+        now, _ = _begun(plan, grid[0], files[task], model)
+        check_same(plan.out, there, now, OF_ALL)
+        own = [made for made in there if made.task == task]
+        if task not in AFTER_MNLI or not left:
+            check_same(plan.out, own, now, OF_A_TASK)
+            continue
+        check_same(plan.out, own, now, (*OF_ALL, "data_digest"))
+        if any(made.start_digest == model for made in own):
+            raise ValueError(
+                f"{plan.out / task} holds cells that started with {own[0].start}, and "
+                f"now {MNLI} is to be trained, which {task} would start with; use "
+                f"another --out, or remove {plan.out / task}"
+            )
 
 
 def _write_table(out: Path) -> list[Row]:
@@ -128,23 +119,17 @@ def _write_table(out: Path) -> list[Row]:
     return rows
 
 
-@dataclasses.dataclass(frozen=True)
-class _Files:
-    """What the files of a task hold."""
-
-    examples: int  # to train on
-    digest: str
-
-
 def _files(plan: Sweep, task: str) -> _Files:
     """Read all files of a task, before anything is trained.
 
     Raises:
-        ValueError: one is missing, or a line is not as it should be.
+        ValueError: one is missing, a line is not as it should be, or the model is too
+            short for the task.
     """
     any_cell = Cell(task, plan.rates[0], plan.batches[0], plan.seeds[0])
     stage = _stage(plan, any_cell, plan.model, None)
     check_examples((stage,))
+    check_models((stage,))
     digest, counts = hashlib.blake2b(digest_size=16), []
     for file in (stage.data.train, *stage.data.validation):
         examples = read_examples(file, stage.head, stage.data)
