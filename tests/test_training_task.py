@@ -21,7 +21,7 @@ from task_files import (
     write_model,
 )
 
-from nomic_jax import recipe
+from nomic_jax import encoder_run
 from nomic_jax.checkpoints.folder import load_model, parameters
 from nomic_jax.config import EmbeddingConfig
 from nomic_jax.data.task_config import HeadConfig
@@ -364,7 +364,7 @@ def test_figures_of_heads_outlive_a_stage_that_starts_anew(tmp_path, monkeypatch
     embedding = EmbeddingConfig(pooling="mean", layer_norm=False, max_length=16)
     encoder = make_model(config(), rngs=nnx.Rngs(0))
     embedder = Embedder(encoder, tokenizer(), embedding)
-    monkeypatch.setattr(recipe, "_loaded", lambda model: embedder)
+    monkeypatch.setattr(encoder_run, "loaded", lambda model: embedder)
     task = task_stage("classes", "a", tmp_path)
     stage = ContrastiveStage(
         name="pairs",
@@ -376,7 +376,7 @@ def test_figures_of_heads_outlive_a_stage_that_starts_anew(tmp_path, monkeypatch
     )
     figures = (Figures("one", {"dev": {"accuracy": 1.0}}),)
     carried = Carried(tokenizer(), held_out=(), figures=figures)
-    found = recipe._from_model(stage, carried)
+    found = encoder_run.from_model(stage, carried)
     assert found.figures == figures and found.model is encoder
 
 
