@@ -74,13 +74,18 @@ def load_stages(path: Path) -> tuple[Stage, ...]:
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[None]:
-    """Let a file import its neighbours; a file of another folder gets its own ones."""
+    """Let a file import its neighbours; a file of another folder gets its own ones.
+
+    No compiled files are left there: a config that was just edited is read again.
+    """
     folder = str(path.parent.resolve())
     sys.path.insert(0, folder)
-    known = set(sys.modules)
+    known, writes = set(sys.modules), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
     try:
         yield
     finally:
+        sys.dont_write_bytecode = writes
         sys.path.remove(folder)
         for name in set(sys.modules) - known:
             origin = getattr(sys.modules[name], "__file__", None)
