@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nomic_jax import hosts
-from nomic_jax.curation.embedded_parts import embedded
+from nomic_jax.curation.embedded_parts import embed_parts, read_parts
 from nomic_jax.curation.mining import Mining, distinct_texts, mined_pairs
 from nomic_jax.embedder import Embedder
 from nomic_jax.fields import differing_fields
@@ -98,19 +98,18 @@ def mine_file(
             _discard(parts)  # nothing says what they are of
             write_json(report, settings)
 
-    def in_parts(side: str, task: str, of: Sequence[str]) -> Any:
-        hosts.from_first(name, begin)
-        return embedded(
+    hosts.from_first(name, begin)
+    for side, of in (("query", texts.queries), ("document", texts.documents)):
+        embed_parts(
             of,
-            lambda some: embedder.encode(some, task=task, progress=progress),
+            lambda some, task=side: embedder.encode(some, task=task, progress=progress),
             parts,
             side,
         )
 
-    queries = in_parts("queries", "query", texts.queries)
-    documents = in_parts("documents", "document", texts.documents)
-
     def write() -> dict[str, Any]:
+        queries = read_parts(len(texts.queries), parts, "query")
+        documents = read_parts(len(texts.documents), parts, "document")
         found = mined_pairs(pairs, texts, queries, documents, mining, name=source.name)
         counts = {"pairs": len(source), "kept": len(found)}
         with written_here(_folder_of(file), last=name_of(report)) as here:
