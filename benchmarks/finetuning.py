@@ -429,7 +429,7 @@ def main() -> None:
         "--tokens-at-once", type=int, default=2048, help="here; 0: the whole batch"
     )
     options = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     print(environment(), flush=True)
     file = begin(options.work, asked(options))
     setting = prepared(options)
