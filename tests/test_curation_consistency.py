@@ -168,6 +168,15 @@ def test_what_stays_is_what_its_query_finds(embedder, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_source_of_no_more_pairs_than_k_is_refused(embedder, tmp_path, number):
+    pairs = source((text, text) for text in texts(number))
+    filtering, out = Filtering(**SETTINGS | {"k": 2}), tmp_path / "out"
+    with pytest.raises(ValueError, match=f"forum: k=2 of {number} pairs, so none can"):
+        filter_source(pairs, COLUMNS, embedder, filtering, out)
+    assert not out.exists()
+
+
 def test_a_stopped_filter_goes_on_with_the_blocks_that_are_left(
     embedder, tmp_path, monkeypatch
 ):

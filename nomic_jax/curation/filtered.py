@@ -115,7 +115,17 @@ def filter_sources(
     """Filter several sources, each into its folder; see `filter_source`.
 
     Every folder is looked at before any block is judged.
+
+    Raises:
+        ValueError: as `filter_source` does; or a source has no more pairs than the
+            nearest documents among which a pair's own must be.
     """
+    for source, *_ in candidates:
+        if len(source) <= filtering.k:
+            raise ValueError(
+                f"{source.name}: k={filtering.k} of {len(source)} pairs, so none can "
+                f"fail; k must be below {len(source)}"
+            )
     work = list[_Block]()
     own_prompts = search_prompts(embedder.config)
     for (source, columns, prefixes), folder in zip(candidates, folders, strict=True):
