@@ -54,7 +54,7 @@ class Row:
 
 
 def record(name: str, rows: Sequence[Row], environment: Mapping[str, Any]) -> None:
-    """Print rows with what they were measured with, and append them to the results.
+    """Print rows, once with what they were measured with, and append them to a file.
 
     Args:
         name: of the benchmark; the file is NAME.jsonl of benchmarks/results, or of the
@@ -76,6 +76,8 @@ def record(name: str, rows: Sequence[Row], environment: Mapping[str, Any]) -> No
     folder = Path(os.environ.get(FOLDER) or RESULTS)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.jsonl"
+    before = file.read_text().splitlines()[-1:] if file.exists() else []
+    goes_on = any(json.loads(each)["environment"] == given for each in before)
     # One write at the end of the file: a line is there whole or not at all, whoever
     # else appends.
     place = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -84,8 +86,8 @@ def record(name: str, rows: Sequence[Row], environment: Mapping[str, Any]) -> No
         os.fsync(place)
     finally:
         os.close(place)
-    print(*table(rows), "", *told(environment), "", sep="\n")
-    print(f"appended to {file}\n", flush=True)
+    print(*([] if goes_on else [*told(environment), ""]), *table(rows), sep="\n")
+    print(f"\nappended to {file}\n", flush=True)
 
 
 def read(file: Path) -> list[dict[str, Any]]:
