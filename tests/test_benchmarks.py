@@ -1,7 +1,10 @@
 """What the benchmarks keep, and do not take for a figure of something else."""
 
 import importlib
+import json
+import platform
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -204,9 +207,6 @@ def test_the_newest_row_of_each_machine_counts(recorded):
 
 
 def test_a_line_is_whole_and_says_nothing_of_the_host(script, recorded, tmp_path):
-    import json
-    import platform
-
     environment = script("environment").environment()
     recorded({"extra": {"MFU": 0.5}}, {"detail": "again"}, environment=environment)
     text = (tmp_path / "results" / "encode.jsonl").read_text()
@@ -238,3 +238,64 @@ def test_an_explanation_is_of_a_goal(script):
     )
     with pytest.raises(ValueError, match="'input-wat', which is no goal"):
         render.read_notes("## input-wat\n")
+
+
+def test_a_step_that_fails_or_is_cut_does_not_stop_the_next(
+    script, tmp_path, monkeypatch, capsys
+):
+    gpu = script("gpu")
+    say = "import os; print('here', os.environ['NOMIC_JAX_RESULTS'])"
+    programs = {
+        "cut": "import time; time.sleep(600)",
+        "fails": "raise SystemExit(3)",
+        "last": say,
+    }
+    steps = [
+        gpu.Step(name, 0.5 if name == "cut" else 60, ("-c", code))
+        for name, code in programs.items()
+    ]
+    monkeypatch.setattr(gpu, "steps", lambda: steps)
+    out = tmp_path / "results"
+    arguments = ["--results", str(out), "--arguments", "last", "one 'two three'"]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments])
+    assert gpu.main() == 1
+    lines = [
+        json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()
+    ]
+    ended = {line["step"]: line["ended"] for line in lines}
+    assert ended == {"cut": "cut", "fails": "failed with status 3", "last": "done"}
+    assert (out / "last.log").read_text() == f"here {out}\n"
+    # With no time left a step is left out, and that is said.
+    monkeypatch.setattr(gpu, "TOTAL", -1.0)
+    assert gpu.main() == 1
+    assert "last: left out, as no time was left" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"no step 'lst'; there are: \['cut'"):
+        gpu.further([("lst", "")])
+
+
+def test_only_wheels_that_the_host_lacks_are_installed(script, tmp_path, capsys):
+    gpu = script("gpu")
+    (tmp_path / "wheels").mkdir()
+    for name in ("numpy", "nobody_has_this"):
+        info = f"{name}-0.0.1.dist-info"
+        files = {
+            f"{name}.py": "",
+            f"{info}/METADATA": "Metadata-Version: 2.1\n"
+            f"Name: {name}\nVersion: 0.0.1\n",
+            f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\n"
+            "Root-Is-Purelib: true\nTag: py3-none-any\n",
+        }
+        files[f"{info}/RECORD"] = "".join(f"{file},,\n" for file in files)
+        wheel = tmp_path / "wheels" / f"{name}-0.0.1-py3-none-any.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            for file, text in files.items():
+                archive.writestr(file, text)
+    gpu.install(tmp_path / "wheels", tmp_path / "lacked", over_the_host=False)
+    assert [path.name for path in (tmp_path / "lacked").glob("*.py")] == [
+        "nobody_has_this.py"
+    ]
+    assert "is the host's; numpy-0.0.1" in capsys.readouterr().out
+    gpu.install(tmp_path / "wheels", tmp_path / "all", over_the_host=True)
+    assert len(list((tmp_path / "all").glob("*.py"))) == 2
+    gpu.install(tmp_path / "none", tmp_path / "nothing", over_the_host=True)
+    assert not (tmp_path / "nothing").exists()
