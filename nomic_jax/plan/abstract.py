@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from nomic_jax.batch import MlmBatch, PairBatch
 from nomic_jax.checkpoints.reader import headless, read_checkpoint
 from nomic_jax.config import EmbeddingConfig, ModelConfig, padded_vocabulary
+from nomic_jax.model.attention_backend import Platform
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.plan.assumed import (
@@ -148,7 +149,7 @@ def abstract_step(
         row_length=row_length(stage),
         devices=devices,
     )
-    mesh = placement.mesh
+    mesh, platform = placement.mesh, platform_of(devices[0])
     optimizer = make_optimizer(stage.optimizer, settings.steps)
     if isinstance(stage, MlmStage):
         objective = mlm_objective(placement, experts=experts)
@@ -163,17 +164,27 @@ def abstract_step(
             distillation=stage.teacher,
             experts=experts,
         )
-        project, frozen = bound_scale(stage.loss), _frozen(stage, assumed)
+        project, frozen = bound_scale(stage.loss), _frozen(stage, assumed, platform)
         batch, lengths, assumption = pair_batch(stage, row_parts(mesh), assumed)
         masked = 0
+    tokens = batch.tokens if isinstance(batch, MlmBatch) else batch.texts.tokens
 
     def fresh() -> TrainState:
         rngs, remat = nnx.Rngs(0), stage.memory.remat
         if isinstance(stage, MlmStage):
             model = MaskedLanguageModel(config, rngs=rngs, dtype=DTYPE, remat=remat)
+            encoder = model.encoder
         else:
             encoder = NomicBert(config, rngs=rngs, dtype=DTYPE, remat=remat)
             model = BiEncoder.of(encoder, stage.loss)
+        encoder.platform = platform
+        stage.compute.of(
+            encoder,
+            stage=stage.name,
+            row_length=row_length(stage),
+            texts=tokens.texts,
+            mesh=mesh,
+        )
         return TrainState.fresh(model, optimizer)
 
     # Frozen encoders are a further argument of the step, where there are any.
@@ -189,7 +200,6 @@ def abstract_step(
             batch_specs(batch) if isinstance(batch, MlmBatch) else batch_specs(batch)
         )
         batch_places = jax.tree.map(functools.partial(NamedSharding, mesh), specs)
-    tokens = batch.tokens if isinstance(batch, MlmBatch) else batch.texts.tokens
     once = sum(forward_flops(each.encoder.config, lengths) for each in others)
     placed, further = jax.tree.map(_placed, state, places)
     return Step(
@@ -209,16 +219,24 @@ def abstract_step(
     )
 
 
-def _frozen(stage: ContrastiveStage, assumed: Assumptions) -> Frozen:
+def platform_of(device: Any) -> Platform:
+    """Return the platform of a device as attention has it."""
+    known: dict[str, Platform] = {"tpu": "tpu", "cuda": "gpu", "gpu": "gpu"}
+    return known.get(device.platform, "cpu")
+
+
+def _frozen(
+    stage: ContrastiveStage, assumed: Assumptions, platform: Platform
+) -> Frozen:
     """Return the shapes of a stage's guide and teacher."""
 
     def one(name: str) -> FrozenEncoder | None:
         if not name:
             return None
         config, embedding = named_model(name, assumed)
-        return FrozenEncoder(
-            NomicBert(config, rngs=nnx.Rngs(0), dtype=DTYPE), embedding
-        )
+        encoder = NomicBert(config, rngs=nnx.Rngs(0), dtype=DTYPE)
+        encoder.platform = platform
+        return FrozenEncoder(encoder, embedding)
 
     return jax.eval_shape(
         lambda: Frozen(one(stage.guide.model), one(stage.teacher.model))
