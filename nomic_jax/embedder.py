@@ -129,7 +129,8 @@ class Embedder:
         assert isinstance(model, NomicBert)
         tokenizer = TextTokenizer.from_folder(tokenizer_folder(folder))
         model, projection = on_own_devices((model, checkpoint.projection))
-        for_embedding(model, attention, config.max_length, num_devices(model))
+        said = for_embedding(model, attention, config.max_length, num_devices(model))
+        logger.info("attention: %s", said)
         return cls(model, tokenizer, config, projection=projection)
 
     def encode_query(

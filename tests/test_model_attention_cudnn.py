@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_cases import exact_attention, values_and_gradients
 
 from nomic_jax.model import attention_cudnn
 from nomic_jax.model.attention_cudnn import text_places
@@ -40,6 +41,56 @@ def test_rows_of_more_texts_than_promised_are_told():
     late = np.array([[0, 1, 1]], np.int32)
     assert text_places(jnp.asarray(late), 1)[2].tolist() == [0]
     assert text_places(jnp.asarray(late), 2)[2].tolist() == [1]
+
+
+def as_documented(
+    q, k, v, *, scale, mask_type, q_seqlen, kv_seqlen, q_offsets=None, kv_offsets=None
+):
+    """What the library says it computes; beyond lengths it leaves what it likes."""
+    columns = jnp.arange(q.shape[1])[None, None]
+    if q_offsets is None:
+        begins, lengths = jnp.zeros((len(q), 1), int), q_seqlen[:, None]
+    else:
+        begins, lengths = q_offsets[:, :-1], q_seqlen
+    assert kv_seqlen is q_seqlen and kv_offsets is q_offsets
+    inside = (columns >= begins[..., None]) & (columns < (begins + lengths)[..., None])
+    inside &= (begins >= 0)[..., None]  # B T S
+    both = jnp.einsum("btq,bts->bqs", *[inside.astype(int)] * 2)
+    seen = both[:, None] > 0
+    scores = jnp.einsum("bqhk,bshk->bhqs", q, k) * scale
+    weights = jax.nn.softmax(jnp.where(seen, scores, -1e30), axis=-1)
+    out = jnp.einsum("bhqs,bshk->bqhk", weights, v)
+    return jnp.where(inside.any(1)[..., None, None], out, jnp.inf)
+
+
+@pytest.mark.parametrize(("rows", "texts"), [(2, 1), (4, 2), (4, 5)])
+def test_what_it_is_told_comes_to_attention_by_definition(monkeypatch, rows, texts):
+    monkeypatch.setattr(attention_cudnn, "dot_product_attention", as_documented)
+    random = np.random.default_rng(0)
+    q, k, v = (
+        jnp.asarray(random.normal(size=(rows, 8, 2, 4)), "float32") for _ in "qkv"
+    )
+    segments = jnp.asarray(SEGMENTS[:rows])
+    held = (SEGMENTS[:rows] > 0)[..., None, None]
+    direction = jnp.asarray(random.normal(size=q.shape))
+    found = values_and_gradients(
+        lambda *qkv: attention_cudnn.attend(*qkv, segments, texts=texts),
+        *(q, k, v, direction),
+    )
+    exact = values_and_gradients(
+        lambda *qkv: exact_attention(*qkv, segments) * held, *(q, k, v, direction)
+    )
+    for got, expected in zip(found, exact, strict=True):
+        # Sums of 8 terms of unit scale; zero, and no infinity, at padding.
+        np.testing.assert_allclose(got, expected, atol=2e-6)
+
+
+def test_a_row_of_more_texts_than_promised_is_not_a_number(monkeypatch):
+    monkeypatch.setattr(attention_cudnn, "dot_product_attention", as_documented)
+    q = jnp.ones((4, 8, 2, 4))
+    out = attention_cudnn.attend(q, q, q, jnp.asarray(SEGMENTS), texts=1)
+    broken = np.isnan(np.asarray(out)).any((1, 2, 3))
+    assert broken.tolist() == [False, False, True, True]
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
-"""An encoder is told what computes its attention; a line of the log says it."""
+"""An encoder is told what computes its attention, and a caller what that comes to."""
 
-import logging
 from collections.abc import Sequence
 
 from nomic_jax.model.attention_backend import (
@@ -13,8 +12,6 @@ from nomic_jax.model.attention_backend import (
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.tokenizer import BUCKETS
 
-logger = logging.getLogger(__name__)
-
 
 def set_attention(
     encoder: NomicBert,
@@ -23,9 +20,8 @@ def set_attention(
     lengths: Sequence[int],
     texts: int | None,
     devices: int,
-    whose: str,
-) -> None:
-    """Set what computes an encoder's attention, and say what that comes to.
+) -> str:
+    """Set what computes an encoder's attention, and return what that comes to.
 
     Args:
         encoder: whose attention it is.
@@ -33,7 +29,6 @@ def set_attention(
         lengths: columns of the rows that will come up, ascending.
         texts: the most that a row holds; None: any number.
         devices: that compute a batch together.
-        whose: what the line begins with.
 
     Raises:
         ValueError: there is no such backend, or it cannot compute such rows.
@@ -55,13 +50,13 @@ def set_attention(
     ]
     said = describe(backend, cases)
     encoder.backend = backend
-    logger.info("%s: attention by %s", whose, said)
+    return said
 
 
 def for_embedding(
     encoder: NomicBert, backend: AttentionBackend, max_length: int, devices: int
-) -> None:
-    """Set what computes the attention of single texts, in rows as long as buckets.
+) -> str:
+    """Set what computes the attention of single texts, and return what that comes to.
 
     Args:
         encoder: whose attention it is.
@@ -73,11 +68,5 @@ def for_embedding(
         ValueError: there is no such backend, or it cannot compute such rows.
     """
     lengths = [length for length in BUCKETS if length < max_length]
-    set_attention(
-        encoder,
-        backend,
-        lengths=[*lengths, max_length],
-        texts=1,
-        devices=devices,
-        whose="embedding",
-    )
+    lengths.append(max_length)
+    return set_attention(encoder, backend, lengths=lengths, texts=1, devices=devices)

@@ -6,6 +6,9 @@ Its backward pass is one kernel that computes the scores again (Dao 2023, arXiv:
 
 import dataclasses
 import functools
+import math
+import re
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +25,11 @@ from nomic_jax.model.attention_mesh import on_each_device
 
 # Sides of a tile, the largest first. One of 512 has its scores in a megabyte of VMEM.
 TILES = (512, 384, 256, 128)
+
+
+# Of a pass: scores and their sum of values; the scores again, and four gradients.
+PRODUCTS = {"forward": 2, "backward": 5}
+PASS = re.compile(r"splash_(forward|backward)_(all|\d+)")  # its name in programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +93,9 @@ def _forward(form, q, k, v, segments):
     # The kernel has a derivative of its own. It is taken here, outside of the devices'
     # programs, since it forgets along which axes of the mesh arrays differ.
     forward = on_each_device(
-        functools.partial(_run_forward, form), heads=(True, True, True, False), like=q
+        _named("splash_forward", _run_forward, form),
+        heads=(True, True, True, False),
+        like=q,
     )
     out, log_sums = forward(q, k, v, segments)
     return out, (q, k, v, segments, out, log_sums)
@@ -93,7 +103,7 @@ def _forward(form, q, k, v, segments):
 
 def _backward(form, kept, cotangent):
     backward = on_each_device(
-        functools.partial(_run_backward, form),
+        _named("splash_backward", _run_backward, form),
         heads=(True, True, True, False, True, True, True),
         like=kept[0],
     )
@@ -101,6 +111,16 @@ def _backward(form, kept, cotangent):
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _named(name, function, form):
+    """Give a pass the name that tells in programs what it computes."""
+
+    def run(*arrays):
+        return function(form, *arrays)
+
+    run.__name__ = f"{name}_{'all' if form.window is None else form.window}"
+    return jax.jit(run)
 
 
 def _run_forward(form, q, k, v, segments):
@@ -161,6 +181,21 @@ def _kernel(form: _Form, heads: int, columns: int) -> splash.SplashAttentionKern
         save_residuals=True,
         interpret=form.interpret,
     )
+
+
+def pass_flops(text: str, shape: Sequence[int]) -> float:
+    """Return the FLOPs of a pass of the kernel, 0 for what is none.
+
+    Args:
+        text: that holds its name.
+        shape: of its queries, B H S K.
+    """
+    if not (found := PASS.search(text)):
+        return 0.0
+    window = None if found[2] == "all" else int(found[2])
+    *batch, columns, width = shape
+    products = PRODUCTS[found[1]]
+    return 2.0 * products * math.prod(batch) * width * pairs(columns, window)
 
 
 def pairs(length: int, window: int | None) -> int:

@@ -15,6 +15,7 @@ from nomic_jax.batch import MlmBatch, PairBatch
 from nomic_jax.checkpoints.reader import headless, read_checkpoint
 from nomic_jax.config import EmbeddingConfig, ModelConfig, padded_vocabulary
 from nomic_jax.model.attention_backend import Platform
+from nomic_jax.model.attention_choice import set_attention
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.plan.assumed import (
@@ -61,7 +62,9 @@ class Step:
     rows: int  # that a device takes in all
     columns: int  # of all rows, padding counted
     flops: float  # of the model in a step, both ways
+    repeated: float  # of what memory settings have computed again
     assumed: str  # of the data
+    attention: str  # what computes it
 
 
 def model_of(
@@ -173,23 +176,23 @@ def abstract_step(
         rngs, remat = nnx.Rngs(0), stage.memory.remat
         if isinstance(stage, MlmStage):
             model = MaskedLanguageModel(config, rngs=rngs, dtype=DTYPE, remat=remat)
-            encoder = model.encoder
         else:
             encoder = NomicBert(config, rngs=rngs, dtype=DTYPE, remat=remat)
             model = BiEncoder.of(encoder, stage.loss)
-        encoder.platform = platform
-        stage.compute.of(
-            encoder,
-            stage=stage.name,
-            row_length=row_length(stage),
-            texts=tokens.texts,
-            mesh=mesh,
-        )
         return TrainState.fresh(model, optimizer)
 
     # Frozen encoders are a further argument of the step, where there are any.
     others = [each for each in (frozen.guide, frozen.teacher) if each is not None]
     state = jax.eval_shape(fresh), (frozen,) if others else ()
+    encoder = state[0].model.encoder
+    encoder.platform = platform
+    attention = set_attention(
+        encoder,
+        stage.compute.attention,
+        lengths=(row_length(stage),),
+        texts=tokens.texts,
+        devices=len(devices),
+    )
     if mesh is None:
         one = SingleDeviceSharding(devices[0])
         places, batch_places = (jax.tree.map(lambda _: one, x) for x in (state, batch))
@@ -200,6 +203,8 @@ def abstract_step(
             batch_specs(batch) if isinstance(batch, MlmBatch) else batch_specs(batch)
         )
         batch_places = jax.tree.map(functools.partial(NamedSharding, mesh), specs)
+    forward = forward_flops(config, lengths, masked=masked)
+    rows = tokens.ids.shape[0] // row_parts(mesh)
     once = sum(forward_flops(each.encoder.config, lengths) for each in others)
     placed, further = jax.tree.map(_placed, state, places)
     return Step(
@@ -212,10 +217,13 @@ def abstract_step(
         further,
         jax.tree.map(_placed, batch, batch_places),
         tokens=int(lengths.sum()),
-        rows=tokens.ids.shape[0] // row_parts(mesh),
+        rows=rows,
         columns=tokens.ids.size,
-        flops=3 * forward_flops(config, lengths, masked=masked) + once,
+        flops=3 * forward + once,
+        repeated=forward * placement.in_parts(rows)
+        + forward_flops(config, lengths) * (stage.memory.remat == "full"),
         assumed=assumption,
+        attention=attention,
     )
 
 

@@ -1,12 +1,15 @@
 """What computes a stage."""
 
 import dataclasses
+import logging
 
 from jax.sharding import Mesh
 
 from nomic_jax.model.attention_backend import AttentionBackend, check_backend
 from nomic_jax.model.attention_choice import set_attention
 from nomic_jax.model.encoder import NomicBert
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,11 +47,11 @@ class ComputeConfig:
         Raises:
             ValueError: the attention backend cannot compute the stage.
         """
-        set_attention(
+        said = set_attention(
             encoder,
             self.attention,
             lengths=(row_length,),
             texts=texts,
             devices=1 if mesh is None else mesh.size,
-            whose=stage,
         )
+        logger.info("%s: attention: %s", stage, said)
