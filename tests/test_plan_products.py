@@ -6,6 +6,7 @@ import pytest
 from jax import lax
 
 from nomic_jax.plan.arithmetic import product_flops
+from nomic_jax.plan.memory_traffic import memory_traffic
 from nomic_jax.plan.products import compiled_flops, convolution_flops
 from nomic_jax.plan.program import read_program
 
@@ -77,3 +78,12 @@ def test_a_batch_of_products_and_a_kernel_are_counted():
 
 def test_a_kernel_that_says_nothing_of_itself_is_not_counted():
     assert compiled_flops(read_program(TPU.replace("NAME", "ragged_dot"))) is None
+
+
+def test_a_kernel_reads_keys_and_values_again_for_each_tile_of_queries():
+    text = TPU.replace("NAME", "splash_forward_all")
+    plain = memory_traffic(read_program(TPU.replace("NAME", "another")))
+    # Two tiles of 512 queries: all keys and values once more; and ids of segments, four
+    # bytes 128 times side by side, for three more heads.
+    again = 2 * 4 * 1024 * 64 * 2 * 2 + 2 * 3 * 1024 * 128 * 4
+    assert memory_traffic(read_program(text)) == plain + again

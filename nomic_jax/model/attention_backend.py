@@ -11,6 +11,7 @@ in its place. docs/attention.md has what was run where.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Mapping
 from typing import Literal, get_args
 
@@ -90,7 +91,7 @@ class Case:
         if setting.platform is not None and setting.platform != platform:
             platform, capability = setting.platform, None
         if devices is None:
-            devices = jax.sharding.get_abstract_mesh().size
+            devices = math.prod(jax.sharding.get_abstract_mesh().axis_sizes)
         return cls(
             platform=platform,
             dtype=dtype,
@@ -121,8 +122,8 @@ def choose(backend: AttentionBackend, case: Case) -> Backend:
         ValueError: the backend named cannot, with the reason and those that can.
     """
     if backend == "auto":
-        able = (each for each in ORDER[case.platform] if not _passed_over(each, case))
-        return next(able)
+        order = ORDER[case.platform]
+        return next(each for each in order if not _passed_over(each, case))
     if reason := obstacle(backend, case):
         able = [each for each in ORDER[case.platform] if not obstacle(each, case)]
         raise ValueError(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 HEADS_AXIS = "tensor"  # of a mesh, along which heads are split
 
@@ -75,9 +75,9 @@ def on_devices_of(model: Any) -> contextlib.AbstractContextManager[Any]:
     `on_each_device`.
     """
     found = jax.tree.leaves(model)[0].sharding
-    if not isinstance(found, NamedSharding):
-        return contextlib.nullcontext()
-    return jax.set_mesh(found.mesh)
+    if isinstance(found, NamedSharding) and isinstance(found.mesh, Mesh):
+        return jax.set_mesh(found.mesh)
+    return contextlib.nullcontext()
 
 
 def _differing(array: jax.Array, like: jax.Array) -> jax.Array:

@@ -27,6 +27,8 @@ from nomic_jax.model.attention_mesh import on_each_device
 TILES = (512, 384, 256, 128)
 
 
+LANES = 128  # of a TPU's vectors
+
 # Of a pass: scores and their sum of values; the scores again, and four gradients.
 PRODUCTS = {"forward": 2, "backward": 5}
 PASS = re.compile(r"splash_(forward|backward)_(all|\d+)")  # its name in programs
@@ -71,7 +73,7 @@ def attend(
         jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), after, (0, 0)))
         for x in (q, k, v)
     )  # B H S K
-    out = _attend(_Form(window, tile, interpret), q, k, v, segments)
+    out: jax.Array = _attend(_Form(window, tile, interpret), q, k, v, segments)
     return jnp.swapaxes(out[:, :, :length], 1, 2)
 
 
@@ -85,7 +87,7 @@ def tiled(length: int) -> tuple[int, int]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(form, q, k, v, segments):
+def _attend(form: _Form, q, k, v, segments) -> jax.Array:
     return _forward(form, q, k, v, segments)[0]
 
 
@@ -192,10 +194,36 @@ def pass_flops(text: str, shape: Sequence[int]) -> float:
     """
     if not (found := PASS.search(text)):
         return 0.0
-    window = None if found[2] == "all" else int(found[2])
     *batch, columns, width = shape
     products = PRODUCTS[found[1]]
-    return 2.0 * products * math.prod(batch) * width * pairs(columns, window)
+    return 2.0 * products * math.prod(batch) * width * pairs(columns, _window(found))
+
+
+def read_again(text: str, shape: Sequence[int], size: int) -> float:
+    """Return the bytes that a pass reads besides each operand once, 0 for no pass.
+
+    Each tile of queries meets each of keys, which is there with its values for as long:
+    it is read again for every other. The backward pass has their roles changed. Going
+    forward, ids of the queries' segments, 128 times side by side, are read for each
+    head.
+
+    Args:
+        text: that holds its name.
+        shape: of its queries, B H S K.
+        size: bytes of a number.
+    """
+    if not (found := PASS.search(text)):
+        return 0.0
+    batch, heads, columns, width = shape
+    tile = tiled(columns)[1]
+    loads = pairs(columns, _window(found)) / tile - columns
+    again = 2.0 * batch * heads * loads * width * size
+    ids = batch * (heads - 1) * columns * LANES * 4
+    return again + ids if found[1] == "forward" else again
+
+
+def _window(found: re.Match[str]) -> int | None:
+    return None if found[2] == "all" else int(found[2])
 
 
 def pairs(length: int, window: int | None) -> int:

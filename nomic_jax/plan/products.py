@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 
 from nomic_jax.model.attention_splash import PASS, pass_flops
-from nomic_jax.plan.program import Instruction, Program
+from nomic_jax.plan.program import ArrayShape, Instruction, Program
 
 KERNEL = "tpu_custom_call"
 
@@ -37,13 +37,20 @@ def _flops(each: Instruction, among: Mapping[str, Instruction]) -> float | None:
     if each.opcode == "convolution":
         left, right = (_sizes(among, name) for name in each.operands[:2])
         return convolution_flops(each.text, left, right, each.result[0].sizes)
+    if queries := kernel_queries(each):
+        return pass_flops(each.text, queries.sizes)
+    unknown = each.opcode == "custom-call" and KERNEL in each.text
+    return None if unknown else 0.0
+
+
+def kernel_queries(each: Instruction) -> ArrayShape | None:
+    """Return an array like the queries of a pass of splash, None of what is none."""
     if each.opcode != "custom-call" or KERNEL not in each.text:
-        return 0.0
+        return None
     if not (found := PASS.search(each.text)):
         return None
     # Results are B H S K and what is kept of each softmax, or three gradients.
-    place = -2 if found[1] == "forward" else -1
-    return pass_flops(found[0], each.result[place].sizes)
+    return each.result[-2 if found[1] == "forward" else -1]
 
 
 def convolution_flops(

@@ -33,9 +33,13 @@ class ArrayShape:
     @property
     def bytes(self) -> int:
         """As its elements take them, without a layout's padding."""
+        return -(-math.prod(self.sizes) * self.bits // 8)
+
+    @property
+    def bits(self) -> int:
+        """Of an element."""
         digits = re.search(r"\d+", self.dtype)
-        bits = BITS.get(self.dtype, int(digits[0]) if digits else 0)
-        return -(-math.prod(self.sizes) * bits // 8)
+        return BITS.get(self.dtype, int(digits[0]) if digits else 0)
 
     def __str__(self) -> str:
         """Print as XLA does."""
