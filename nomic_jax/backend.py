@@ -2,13 +2,27 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 
 Dtype = Literal["float32", "bfloat16"]
 
 MIN_COMPILE_TIME = "jax_persistent_cache_min_compile_time_secs"
+
+
+def chosen_dtype(dtype: str | None) -> Dtype:
+    """Return the type that is asked for, or the default where none is.
+
+    Raises:
+        ValueError: there is no such type.
+    """
+    for each in get_args(Dtype):
+        if dtype == each:
+            return each
+    if dtype is not None:
+        raise ValueError(f"dtype={dtype!r} must be one of {get_args(Dtype)}")
+    return default_dtype()
 
 
 def default_dtype() -> Dtype:

@@ -22,29 +22,36 @@ from jaxtyping import Array, Bool, Float, Int
 
 PADDING = 0  # the segment id of columns that hold no token
 
+FIXED = {"fixed": True}  # marks a field of a pytree that is no array
+
 Record = TypeVar("Record")
 
 
 def as_pytree(cls: type[Record]) -> type[Record]:
-    """Let JAX map over the fields of a dataclass.
+    """Let JAX map over the fields of a dataclass, but for those marked as `FIXED`.
 
-    Unlike `jax.tree_util.register_dataclass`, this rebuilds instances without calling
+    A program is compiled for what fixed fields hold, as it is for shapes. Unlike
+    `jax.tree_util.register_dataclass`, this rebuilds instances without calling
     `__init__`: the shapes that fields declare hold for what a caller makes, while a
     transformation may put shardings, axes or stacked arrays in their place.
     """
     assert dataclasses.is_dataclass(cls)
-    names = tuple(field.name for field in dataclasses.fields(cls))
+    fields = dataclasses.fields(cls)
+    names = tuple(field.name for field in fields if field.metadata != FIXED)
+    fixed = tuple(field.name for field in fields if field.metadata == FIXED)
 
-    def flatten(value: Record) -> tuple[list, None]:
-        return [getattr(value, name) for name in names], None
+    def flatten(value: Record) -> tuple[list, tuple]:
+        kept = tuple(getattr(value, name) for name in fixed)
+        return [getattr(value, name) for name in names], kept
 
-    def flatten_with_keys(value: Record) -> tuple[list, None]:
+    def flatten_with_keys(value: Record) -> tuple[list, tuple]:
         keys = map(jax.tree_util.GetAttrKey, names)
-        return list(zip(keys, flatten(value)[0], strict=True)), None
+        children, kept = flatten(value)
+        return list(zip(keys, children, strict=True)), kept
 
-    def unflatten(_: None, children: Iterable) -> Record:
+    def unflatten(kept: tuple, children: Iterable) -> Record:
         value = object.__new__(cls)
-        for name, child in zip(names, children, strict=True):
+        for name, child in zip((*names, *fixed), (*children, *kept), strict=True):
             object.__setattr__(value, name, child)
         return value
 
@@ -65,6 +72,8 @@ class Tokens:
     ids: Int[Array | np.ndarray, "B S"]
     segment_ids: Int[Array | np.ndarray, "B S"]
     type_ids: Int[Array | np.ndarray, "B S"] | None = None  # None: all of type 0
+    # The most texts that a row holds; None: any number. Some kernels must know.
+    texts: int | None = dataclasses.field(default=None, metadata=FIXED)
 
     @property
     def mask(self) -> Bool[Array | np.ndarray, "B S"]:

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from nomic_jax.evaluate_command import Evaluate, evaluate
+from nomic_jax.evaluate_command import Attention, Evaluate, evaluate
 from nomic_jax.filter_pairs_command import FilterPairs, filter_pairs
 from nomic_jax.glue_command import Glue, glue
 from nomic_jax.mine_negatives_command import MineNegatives, mine_negatives
@@ -44,6 +44,7 @@ class Embed:
     rotary_scaling_factor: Factor = None  # of Dynamic NTK, for longer texts
     on_too_long: Literal["cut", "error"] = "cut"  # what texts over the maximum meet
     dtype: Dtype = None  # of matmuls; None: float32 on CPU, bfloat16 elsewhere
+    attention: Attention = "auto"  # backend; see docs/attention.md
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +145,7 @@ def embed(options: Embed) -> int:
         max_length=options.max_length,
         rotary_scaling_factor=options.rotary_scaling_factor,
         dtype=options.dtype,
+        attention=options.attention,
     )
     vectors = embedder.encode(
         texts,

@@ -7,19 +7,14 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32
 
-from nomic_jax.backend import (
-    Dtype,
-    default_dtype,
-    default_tokens_per_batch,
-    keep_compiled_programs,
-)
+from nomic_jax import backend
 from nomic_jax.batch import Tokens
 from nomic_jax.batching import OnTooLong, length_batches, tokenize
 from nomic_jax.checkpoints.embedding_rule import describe, embedding_for
@@ -28,6 +23,9 @@ from nomic_jax.checkpoints.hub import resolve
 from nomic_jax.checkpoints.reader import read_checkpoint, without_head
 from nomic_jax.checkpoints.sentence_transformers_folder import tokenizer_folder
 from nomic_jax.config import EmbeddingConfig
+from nomic_jax.model.attention_backend import AttentionBackend
+from nomic_jax.model.attention_choice import for_embedding
+from nomic_jax.model.attention_mesh import on_devices_of
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.pooling import embed, matryoshka
 from nomic_jax.model.projection import Projection
@@ -84,7 +82,7 @@ class Embedder:
         self.projection = projection
         self.tokenizer = tokenizer
         self.config = config
-        self.tokens_per_batch = tokens_per_batch or default_tokens_per_batch()
+        self.tokens_per_batch = tokens_per_batch or backend.default_tokens_per_batch()
 
     @classmethod
     def from_pretrained(
@@ -93,7 +91,8 @@ class Embedder:
         *,
         max_length: int | None = None,
         rotary_scaling_factor: float | None = None,
-        dtype: Dtype | None = None,
+        dtype: backend.Dtype | None = None,
+        attention: AttentionBackend = "auto",
     ) -> "Embedder":
         """Load a model folder of any known layout, or a checkpoint by its hub id.
 
@@ -107,14 +106,13 @@ class Embedder:
                 the folder's. Beyond the trained length it needs the next argument.
             rotary_scaling_factor: alpha of Dynamic NTK; None takes the folder's.
             dtype: of the matmuls; None is bfloat16 on GPU and TPU, float32 on CPU.
+            attention: what computes it; `auto` or the name of a backend.
 
         Raises:
             ValueError: the folder is not a whole checkpoint, or the length or the type
                 is refused.
         """
-        if dtype is not None and dtype not in get_args(Dtype):
-            raise ValueError(f"dtype={dtype!r} must be one of {get_args(Dtype)}")
-        keep_compiled_programs()
+        backend.keep_compiled_programs()
         folder = resolve(source)
         checkpoint = without_head(read_checkpoint(folder))
         if rotary_scaling_factor is not None:
@@ -127,10 +125,12 @@ class Embedder:
         config = chosen.config
         if max_length is not None:
             config = dataclasses.replace(config, max_length=max_length)
-        model = build(checkpoint, dtype=dtype or default_dtype())
+        model = build(checkpoint, dtype=backend.chosen_dtype(dtype))
         assert isinstance(model, NomicBert)
         tokenizer = TextTokenizer.from_folder(tokenizer_folder(folder))
         model, projection = on_own_devices((model, checkpoint.projection))
+        said = for_embedding(model, attention, config.max_length, num_devices(model))
+        logger.info("attention: %s", said)
         return cls(model, tokenizer, config, projection=projection)
 
     def encode_query(
@@ -189,7 +189,8 @@ class Embedder:
         out = np.empty((len(rows), width), np.float32)
         # Counted in tokens: the longest texts come first, so texts would speed up.
         total, off = sum(map(len, rows)), not progress
-        with tqdm(total=total, unit="token", unit_scale=True, disable=off) as bar:
+        bar = tqdm(total=total, unit="token", unit_scale=True, disable=off)
+        with bar, on_devices_of(self.model):
             pending = collections.deque[tuple[Sequence[int], jax.Array]]()
 
             def collect() -> None:

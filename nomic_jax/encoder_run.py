@@ -6,7 +6,8 @@ All hosts train; each measurement is the first one's, on its own devices.
 import dataclasses
 
 from nomic_jax import hosts
-from nomic_jax.embedder import Embedder, default_dtype
+from nomic_jax.backend import default_dtype
+from nomic_jax.embedder import Embedder
 from nomic_jax.held_out import measured, while_training
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.own_devices import digest, on_own_devices

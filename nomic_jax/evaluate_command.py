@@ -13,6 +13,8 @@ Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Tasks = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KIND:PLACE ...")]
 Numbers = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")]
 Folder = Annotated[str | None, tyro.conf.arg(metavar="DIR")]
+# As in `model.attention_backend`, which takes a while to import.
+Attention = Literal["auto", "blockwise", "splash", "cudnn", "tokamax"]
 Factor = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 
 
@@ -37,6 +39,8 @@ class Evaluate:
     rotary_scaling_factor: Factor = None  # of Dynamic NTK, for lengths not trained on
     # of matmuls; None: float32 on CPU, bfloat16 elsewhere
     dtype: Literal["float32", "bfloat16"] | None = None
+    # what computes attention; see docs/attention.md
+    attention: Attention = "auto"
 
 
 def evaluate(options: Evaluate) -> int:
@@ -67,7 +71,9 @@ def evaluate(options: Evaluate) -> int:
     from nomic_jax.embedder import Embedder
     from nomic_jax.evaluation.measure_all import measure_all
 
-    embedder = Embedder.from_pretrained(options.model, dtype=options.dtype)
+    embedder = Embedder.from_pretrained(
+        options.model, dtype=options.dtype, attention=options.attention
+    )
     with _no_word_of_cuts():
         results = measure_all(
             embedder,

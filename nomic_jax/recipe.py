@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from nomic_jax import hosts
+from nomic_jax.backend import keep_compiled_programs
 from nomic_jax.curation.filter_stage import FilterStage
 from nomic_jax.curation.mining import MineStage
 from nomic_jax.curation_run import filtered, mined
-from nomic_jax.embedder import keep_compiled_programs
 from nomic_jax.encoder_run import (
     from_model,
     from_stores,

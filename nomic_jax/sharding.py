@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nomic_jax.batch import MlmBatch, PairBatch, TaskBatch
 from nomic_jax.sharding_rules import EXPERT, REPEATED, parameter_spec
@@ -176,8 +176,10 @@ def over_data(
         names: a tree of the model's structure with its parameters' paths.
         splits: which of the further arguments are split along their leading axis.
     """
-    if mesh is None or math.prod(mesh.shape[axis] for axis in OWN_AXES) == 1:
+    if mesh is None:
         return function
+    if math.prod(mesh.shape[axis] for axis in OWN_AXES) == 1:
+        return _knowing(mesh.abstract_mesh, function)
     split = {axis for axis in OWN_AXES if mesh.shape[axis] > 1}
 
     def spec(name: str) -> PartitionSpec:
@@ -195,6 +197,16 @@ def over_data(
         out_specs=ROWS,
         axis_names=set(OWN_AXES),
     )
+
+
+def _knowing(mesh: AbstractMesh, function: Callable[..., Tree]) -> Callable[..., Tree]:
+    """Let a function know the mesh that it is traced for, as kernels need to."""
+
+    def run(*arguments: Any) -> Tree:
+        with jax.sharding.use_abstract_mesh(mesh):
+            return function(*arguments)
+
+    return run
 
 
 def _gathered(array: jax.Array, spec: PartitionSpec) -> jax.Array:

@@ -239,4 +239,4 @@ def pad(
     for row, text in enumerate(texts):
         ids[row, : len(text)] = text
         segment_ids[row, : len(text)] = 1
-    return Tokens(ids, segment_ids)
+    return Tokens(ids, segment_ids, texts=1)

@@ -302,6 +302,19 @@ def test_the_type_of_matmuls_can_be_chosen(folder):
         load(Embedder, folder, dtype="float16")
 
 
+def test_what_computes_attention_is_said_or_refused(folder, caplog):
+    with caplog.at_level("INFO", "nomic_jax.embedder"):
+        chosen = Embedder.from_pretrained(folder, attention="blockwise")
+    assert "attention: blockwise" in caplog.messages
+    assert chosen.model.backend == "blockwise"
+    np.testing.assert_array_equal(
+        chosen.encode(["a fox"], task="clustering"),
+        Embedder.from_pretrained(folder).encode(["a fox"], task="clustering"),
+    )
+    with pytest.raises(ValueError, match="attention='splash' runs on TPUs"):
+        Embedder.from_pretrained(folder, attention="splash")
+
+
 def test_a_bar_counts_every_token_on_standard_error(embedder, capfd):
     embedder.encode(texts_of(1, 2, 3, 4), task="clustering", progress=True)
     said = capfd.readouterr()

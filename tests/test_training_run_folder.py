@@ -92,6 +92,7 @@ def test_a_run_folder_may_be_a_url():
 def test_a_run_goes_on_elsewhere_and_nothing_else_may_change(tmp_path):
     here = CONFIG | {"mesh": {"fsdp": 8}, "memory": {"tokens_at_once": 64}}
     elsewhere = here | {"mesh": {"fsdp": 1}, "memory": {"tokens_at_once": None}}
+    elsewhere |= {"compute": {"attention": "blockwise"}}
     assert config_hash(here) == config_hash(elsewhere) == config_hash(CONFIG)
     file = MetricsFile(RunFolder.open(tmp_path, here).metrics_file)
     file.append({"step": 1})

@@ -54,6 +54,11 @@ def slots(row_length: int, rate: float) -> int:
     return min(row_length, int(np.ceil(room)))
 
 
+def texts_per_row(documents: Documents) -> int | None:
+    """Return the most texts that a row holds: one that is joined, or any number."""
+    return 1 if documents == "joined" else None
+
+
 def corrupt(
     rows: Int32[np.ndarray, "B S"],
     masking: Masking,
@@ -95,8 +100,10 @@ def corrupt(
             np.where(kind[chosen] < _RANDOM, random_ids[chosen], rows[i, chosen]),
         )
     if segment_ids is None:
-        segment_ids = np.ones_like(ids)
-    return MlmBatch(Tokens(ids, segment_ids), positions, targets, weights)
+        tokens = Tokens(ids, np.ones_like(ids), texts=texts_per_row("joined"))
+    else:
+        tokens = Tokens(ids, segment_ids, texts=texts_per_row("separate"))
+    return MlmBatch(tokens, positions, targets, weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,10 +149,11 @@ class MlmBatches:
         mine = range(self.host * share, (self.host + 1) * share)
         source, records = self.schedule.at(step, slice(mine.start, mine.stop))
         ids = np.empty((share, self.row_length), np.int32)
-        segment_ids = np.ones_like(ids)
+        separate = self.documents == "separate"
+        segment_ids = np.ones_like(ids) if separate else None
         for row, pieces in enumerate(self.stores[source].read(records)):
             ids[row] = np.concatenate(pieces)
-            if self.documents == "separate":
+            if segment_ids is not None:
                 numbers = np.arange(1, len(pieces) + 1)
                 segment_ids[row] = np.repeat(numbers, [len(piece) for piece in pieces])
         batch = corrupt(

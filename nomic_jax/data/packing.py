@@ -100,8 +100,14 @@ class Packing:
         slot_lengths[local, self.slot[members]] = lengths
         shape = (len(rows), self.columns)
         return PackedTexts(
-            Tokens(ids.reshape(shape), segment_ids.reshape(shape)), slot_lengths
+            Tokens(ids.reshape(shape), segment_ids.reshape(shape), texts=self.slots),
+            slot_lengths,
         )
+
+
+def texts_per_row(row_length: int) -> int:
+    """Return how many texts go into a row at most."""
+    return max(row_length // COLUMNS_PER_SLOT, 1)
 
 
 def pack_texts(
@@ -118,7 +124,7 @@ def pack_texts(
         ValueError: a text is empty or longer than a row.
     """
     _check_lengths(lengths, row_length)
-    slots = max(row_length // COLUMNS_PER_SLOT, 1)
+    slots = texts_per_row(row_length)
     rows_with: list[list[int]] = [[] for _ in range(row_length + 1)]  # by their room
     rooms = 0  # bit r is set while some row has room r
     texts_in: list[int] = []

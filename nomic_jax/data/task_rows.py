@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int, Int32, Int64
 
-from nomic_jax.batch import MaskedTokens, StepBatch, TaskBatch, Tokens
+from nomic_jax.batch import MaskedTokens, StepBatch, TaskBatch
 from nomic_jax.data.fitting import host_problems
 from nomic_jax.data.mlm import Masking, corrupt
 from nomic_jax.data.permutation import permute
@@ -242,7 +242,7 @@ def padded(
         masked = MaskedTokens(corrupted.positions, corrupted.targets, corrupted.weights)
     if rows.types is not None:
         types = pad(rows.types, length=length, rows=size * choices, pad_id=0).ids
-        tokens = Tokens(tokens.ids, tokens.segment_ids, types)
+        tokens = dataclasses.replace(tokens, type_ids=types)
     if isinstance(rows.labels, np.ndarray):
         labels = np.zeros((size, *rows.labels.shape[1:]), rows.labels.dtype)
         labels[:count] = rows.labels

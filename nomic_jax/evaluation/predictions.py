@@ -17,6 +17,7 @@ from nomic_jax.data.task_config import MASKED, HeadConfig, TaskData
 from nomic_jax.data.task_examples import QuestionExample
 from nomic_jax.data.task_rows import Rows, RowSource, padded
 from nomic_jax.data.task_sets import TaskEncoding
+from nomic_jax.model.attention_mesh import on_devices_of
 from nomic_jax.model.head_pooler import PretrainingModel
 from nomic_jax.model.heads import EncoderWithHead
 from nomic_jax.own_devices import num_devices, spread_rows
@@ -132,7 +133,8 @@ def row_scores(
     for members, batch in _batches(
         model, rows, tokenizer, max_length=max_length, most=default_tokens_per_batch()
     ):
-        found = np.asarray(_scores(model, spread_rows(batch.tokens, model)))
+        with on_devices_of(model):
+            found = np.asarray(_scores(model, spread_rows(batch.tokens, model)))
         for row, member in enumerate(members):
             of_tokens = found.ndim == 3
             whole = found[row, : len(rows.ids[member])] if of_tokens else found[row]
@@ -157,7 +159,8 @@ def masked_sums(
         most=MASKED_TOKENS_AT_ONCE,
         encoding=encoding,
     ):
-        sums.append(jax.device_get(_masked(model, spread_rows(batch, model))))
+        with on_devices_of(model):
+            sums.append(jax.device_get(_masked(model, spread_rows(batch, model))))
     return jax.tree.map(lambda *each: np.stack(each), *sums)
 
 

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
-from nomic_jax.batch import as_pytree
+from nomic_jax.batch import FIXED, as_pytree
 from nomic_jax.config import ModelConfig
-from nomic_jax.model.attention import Attention
+from nomic_jax.model.attention import ANY_TEXTS, Attention
+from nomic_jax.model.attention_backend import Setting
 from nomic_jax.model.layers import LayerPlace
 from nomic_jax.model.mlp import Mlp
 from nomic_jax.model.moe import MixtureOfExperts
@@ -31,6 +32,7 @@ class Context:
     turns: Turns | None  # of global layers; None: positions are absolute
     local_turns: Turns | None  # of local layers, where there are any
     dropout_keys: Key[Array, "B S"] | None  # None: dropout is off
+    setting: Setting = dataclasses.field(default=ANY_TEXTS, metadata=FIXED)
 
 
 @as_pytree
@@ -100,6 +102,7 @@ class Block(nnx.Module):
             self._before(x, self.attention_norm),
             context.segment_ids,
             turns,
+            setting=context.setting,
             weights=attention,
         )
         x = self._after(x, mixed, self.attention_norm, for_attention)

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
 from nomic_jax.batch import Tokens, as_pytree, positions_and_lengths
 from nomic_jax.config import ModelConfig
+from nomic_jax.model.attention_backend import AttentionBackend, Platform, Setting
 from nomic_jax.model.block import Block, Context, Seen, drop, layer_norm, split
 from nomic_jax.model.layers import DENSE, SPARSE, layer_places
 from nomic_jax.model.rope import rotations
@@ -50,6 +51,7 @@ class NomicBert(nnx.Module):
 
     Weights are float32. `dtype` is what matmuls run in: float32 by default, bfloat16
     for accelerators; norms, softmax, routing and rotations are float32 either way.
+    `backend` is what computes attention; see `attention_backend`.
     """
 
     def __init__(
@@ -59,11 +61,14 @@ class NomicBert(nnx.Module):
         rngs: nnx.Rngs,
         dtype: jnp.dtype = FLOAT32,
         remat: Remat = "none",
+        backend: AttentionBackend = "auto",
     ):
         """Draw fresh weights: N(0, initializer_range), the padding row zero."""
         self.config = config
         self.dtype = jnp.dtype(dtype)
         self.remat = remat
+        self.backend: AttentionBackend = backend
+        self.platform: Platform | None = None  # it is compiled for; None: that here
         init = nnx.initializers.normal(config.initializer_range)
         table = functools.partial(nnx.Embed, features=config.width, rngs=rngs)
 
@@ -136,7 +141,7 @@ class NomicBert(nnx.Module):
 
         Raises:
             ValueError: a row is longer than the trained positions and the config has no
-                `rope_scaling_factor`.
+                `rope_scaling_factor`, or the attention backend cannot do it.
         """
         config = self.config
         if tokens.ids.shape[1] > config.trained_positions:
@@ -152,6 +157,7 @@ class NomicBert(nnx.Module):
             rotations(config, segment_ids) if rotary else None,
             rotations(config, segment_ids, local=True) if local else None,
             within,
+            Setting(backend=self.backend, platform=self.platform, texts=tokens.texts),
         )
         embedded = x
         x, seen = self._through_layers(x, context, state=states, attention=attention)

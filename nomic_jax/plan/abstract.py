@@ -14,6 +14,8 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from nomic_jax.batch import MlmBatch, PairBatch
 from nomic_jax.checkpoints.reader import headless, read_checkpoint
 from nomic_jax.config import EmbeddingConfig, ModelConfig, padded_vocabulary
+from nomic_jax.model.attention_backend import Platform
+from nomic_jax.model.attention_choice import set_attention
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.plan.assumed import (
@@ -60,7 +62,9 @@ class Step:
     rows: int  # that a device takes in all
     columns: int  # of all rows, padding counted
     flops: float  # of the model in a step, both ways
+    repeated: float  # of what memory settings have computed again
     assumed: str  # of the data
+    attention: str  # what computes it
 
 
 def model_of(
@@ -148,7 +152,7 @@ def abstract_step(
         row_length=row_length(stage),
         devices=devices,
     )
-    mesh = placement.mesh
+    mesh, platform = placement.mesh, platform_of(devices[0])
     optimizer = make_optimizer(stage.optimizer, settings.steps)
     if isinstance(stage, MlmStage):
         objective = mlm_objective(placement, experts=experts)
@@ -163,9 +167,10 @@ def abstract_step(
             distillation=stage.teacher,
             experts=experts,
         )
-        project, frozen = bound_scale(stage.loss), _frozen(stage, assumed)
+        project, frozen = bound_scale(stage.loss), _frozen(stage, assumed, platform)
         batch, lengths, assumption = pair_batch(stage, row_parts(mesh), assumed)
         masked = 0
+    tokens = batch.tokens if isinstance(batch, MlmBatch) else batch.texts.tokens
 
     def fresh() -> TrainState:
         rngs, remat = nnx.Rngs(0), stage.memory.remat
@@ -179,6 +184,15 @@ def abstract_step(
     # Frozen encoders are a further argument of the step, where there are any.
     others = [each for each in (frozen.guide, frozen.teacher) if each is not None]
     state = jax.eval_shape(fresh), (frozen,) if others else ()
+    encoder = state[0].model.encoder
+    encoder.platform = platform
+    attention = set_attention(
+        encoder,
+        stage.compute.attention,
+        lengths=(row_length(stage),),
+        texts=tokens.texts,
+        devices=len(devices),
+    )
     if mesh is None:
         one = SingleDeviceSharding(devices[0])
         places, batch_places = (jax.tree.map(lambda _: one, x) for x in (state, batch))
@@ -189,7 +203,8 @@ def abstract_step(
             batch_specs(batch) if isinstance(batch, MlmBatch) else batch_specs(batch)
         )
         batch_places = jax.tree.map(functools.partial(NamedSharding, mesh), specs)
-    tokens = batch.tokens if isinstance(batch, MlmBatch) else batch.texts.tokens
+    forward = forward_flops(config, lengths, masked=masked)
+    rows = tokens.ids.shape[0] // row_parts(mesh)
     once = sum(forward_flops(each.encoder.config, lengths) for each in others)
     placed, further = jax.tree.map(_placed, state, places)
     return Step(
@@ -202,23 +217,34 @@ def abstract_step(
         further,
         jax.tree.map(_placed, batch, batch_places),
         tokens=int(lengths.sum()),
-        rows=tokens.ids.shape[0] // row_parts(mesh),
+        rows=rows,
         columns=tokens.ids.size,
-        flops=3 * forward_flops(config, lengths, masked=masked) + once,
+        flops=3 * forward + once,
+        repeated=forward * placement.in_parts(rows)
+        + forward_flops(config, lengths) * (stage.memory.remat == "full"),
         assumed=assumption,
+        attention=attention,
     )
 
 
-def _frozen(stage: ContrastiveStage, assumed: Assumptions) -> Frozen:
+def platform_of(device: Any) -> Platform:
+    """Return the platform of a device as attention has it."""
+    known: dict[str, Platform] = {"tpu": "tpu", "cuda": "gpu", "gpu": "gpu"}
+    return known.get(device.platform, "cpu")
+
+
+def _frozen(
+    stage: ContrastiveStage, assumed: Assumptions, platform: Platform
+) -> Frozen:
     """Return the shapes of a stage's guide and teacher."""
 
     def one(name: str) -> FrozenEncoder | None:
         if not name:
             return None
         config, embedding = named_model(name, assumed)
-        return FrozenEncoder(
-            NomicBert(config, rngs=nnx.Rngs(0), dtype=DTYPE), embedding
-        )
+        encoder = NomicBert(config, rngs=nnx.Rngs(0), dtype=DTYPE)
+        encoder.platform = platform
+        return FrozenEncoder(encoder, embedding)
 
     return jax.eval_shape(
         lambda: Frozen(one(stage.guide.model), one(stage.teacher.model))

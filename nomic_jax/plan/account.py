@@ -23,6 +23,11 @@ class Account:
     compiled: Compiled
 
     @property
+    def outside(self) -> float:
+        """Share of the FLOPs that are neither the model's nor repeated for memory."""
+        return 1 - (self.step.flops + self.step.repeated) / self.compiled.flops
+
+    @property
     def arithmetic_seconds(self) -> float:
         """Of all products at the peak."""
         peak = self.topology.chip.peak * len(self.topology.devices)

@@ -12,6 +12,7 @@ from typing import Any
 
 from jax.extend import core
 
+from nomic_jax.model.attention_splash import PASS, pass_flops
 from nomic_jax.model.grouped import GROUPED
 from nomic_jax.sharding_rules import EXPERT
 
@@ -41,6 +42,11 @@ def _flops(equation: Any, holders: int) -> float:
         sizes = equation.invars[0].aval.shape
         summed = math.prod(sizes[axis] for axis in contracted)
         return 2.0 * math.prod(equation.outvars[0].aval.shape) * summed
+    if name == "jit" and PASS.match(parameters["name"]):
+        # What rematerialisation has cut off, such as a mask, has no queries.
+        shapes = [variable.aval.shape for variable in equation.invars]
+        queries = [shape for shape in shapes if len(shape) == 4]
+        return pass_flops(parameters["name"], queries[0]) if queries else 0.0
     if name == "jit" and parameters["name"] in GROUPED:
         # Rows (N A) and matrices (groups A B), or rows (N A) and rows (N B); neither
         # where rematerialisation has cut off what does not depend on them.

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from nomic_jax.batch import MlmBatch, PackedTexts, PairBatch, Tokens
-from nomic_jax.data.mlm import slots
+from nomic_jax.data.mlm import slots, texts_per_row
 from nomic_jax.data.packing import pack_texts
 from nomic_jax.training.contrastive import ContrastiveStage
 from nomic_jax.training.mlm import MlmStage
@@ -44,9 +44,10 @@ def mlm_batch(stage: MlmStage) -> tuple[MlmBatch, Int[np.ndarray, " texts"], str
     """Return a batch's shapes, the lengths of its texts, and what was assumed."""
     rows, length = stage.train.batch_size, stage.data.row_length
     room = slots(length, stage.data.mask_rate)
+    texts = texts_per_row(stage.data.documents)
     batch = jax.eval_shape(
         lambda: MlmBatch(
-            Tokens(_numbers(rows, length), _numbers(rows, length)),
+            Tokens(_numbers(rows, length), _numbers(rows, length), texts=texts),
             _numbers(rows, room),
             _numbers(rows, room),
             jnp.zeros((rows, room), jnp.bool_),
@@ -75,7 +76,7 @@ def pair_batch(
     batch = jax.eval_shape(
         lambda: PairBatch(
             PackedTexts(
-                Tokens(_numbers(*shape), _numbers(*shape)),
+                Tokens(_numbers(*shape), _numbers(*shape), texts=plan.slots),
                 _numbers(plan.rows, plan.slots),
             ),
             _numbers(*listed),

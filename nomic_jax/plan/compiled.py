@@ -16,6 +16,7 @@ from nomic_jax.plan.arithmetic import product_flops
 from nomic_jax.plan.chips import GIB, Chip
 from nomic_jax.plan.collectives import Collective, find_collectives
 from nomic_jax.plan.memory_traffic import memory_traffic
+from nomic_jax.plan.products import compiled_flops
 from nomic_jax.plan.program import read_program
 
 
@@ -40,7 +41,7 @@ class Compiled:
     """What the compiler made of a step."""
 
     memory: DeviceMemory
-    flops: float  # of all products on all devices
+    flops: float  # of all products on all devices, of kernels' too
     traffic: float  # bytes to and from one device's memory
     collectives: tuple[Collective, ...]
 
@@ -88,9 +89,13 @@ def compile_step(step: Step, chip: Chip) -> Compiled | Refusal:
         return Refusal(said)
     program = read_program(compiled.as_text())
     devices = 1 if step.mesh is None else step.mesh.size
+    # Other compilers call libraries, whose products their programs do not show.
+    counted = compiled_flops(program) if chip.platform == "tpu" else None
     return Compiled(
         memory=memory,
-        flops=product_flops(traced.jaxpr.jaxpr),
+        flops=product_flops(traced.jaxpr.jaxpr)
+        if counted is None
+        else devices * counted,
         traffic=memory_traffic(program),
         collectives=tuple(find_collectives(program, devices=devices)),
     )

@@ -8,6 +8,8 @@ a memory close to the units costs nothing.
 
 from collections.abc import Iterator, Sequence
 
+from nomic_jax.model.attention_splash import read_again
+from nomic_jax.plan.products import kernel_queries
 from nomic_jax.plan.program import ArrayShape, Computation, Instruction, Program
 
 # Names for what is there already, and control flow: nothing moves.
@@ -47,6 +49,9 @@ def _bytes(program: Program, computation: Computation) -> Iterator[int]:
         if each.opcode == "fusion":
             (inside,) = each.called["calls"]
             yield from _fused(program.computations[inside], each, operands)
+        elif queries := kernel_queries(each):
+            yield _size(each.result) + sum(map(_size, operands))
+            yield int(read_again(each.text, queries.sizes, queries.bits // 8))
         elif each.opcode == "dynamic-update-slice":
             yield 2 * _size(operands[1])
         elif each.opcode in SLICES:

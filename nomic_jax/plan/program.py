@@ -33,9 +33,13 @@ class ArrayShape:
     @property
     def bytes(self) -> int:
         """As its elements take them, without a layout's padding."""
+        return -(-math.prod(self.sizes) * self.bits // 8)
+
+    @property
+    def bits(self) -> int:
+        """Of an element."""
         digits = re.search(r"\d+", self.dtype)
-        bits = BITS.get(self.dtype, int(digits[0]) if digits else 0)
-        return -(-math.prod(self.sizes) * bits // 8)
+        return BITS.get(self.dtype, int(digits[0]) if digits else 0)
 
     def __str__(self) -> str:
         """Print as XLA does."""
@@ -138,21 +142,30 @@ def read_program(text: str) -> Program:
         ValueError: it has no entry.
     """
     computations: dict[str, Computation] = {}
-    entry, name, lines = "", "", {}
+    entry, name, lines = "", "", []
     for line in text.splitlines():
         if line[:1] in ("%", "E") and line.endswith("{") and "->" in line:
             name = line.removeprefix("ENTRY ").split(" ")[0].lstrip("%")
             entry = name if line.startswith("ENTRY ") else entry
-            lines = {}
-        elif line.startswith("}") and name:
-            computations[name] = Computation(name, lines)
+            lines = []
+        elif line.rstrip() == "}" and name:
+            computations[name] = Computation(name, _read_instructions(lines))
             name = ""
-        elif name and (match := _INSTRUCTION.match(line)):
-            instruction = _read_instruction(match[2], match[3], bool(match[1]))
-            lines[instruction.name] = instruction
+        elif _INSTRUCTION.match(line):
+            lines.append(line)
+        elif lines:  # what a kernel says of itself takes several lines
+            lines[-1] += line
     if not entry:
         raise ValueError("the compiler's text of the program has no ENTRY")
     return Program(computations, entry)
+
+
+def _read_instructions(lines: Sequence[str]) -> dict[str, Instruction]:
+    found = {}
+    for line in lines:
+        if match := _INSTRUCTION.match(line):
+            found[match[2]] = _read_instruction(match[2], match[3], bool(match[1]))
+    return found
 
 
 def read_arrays(text: str) -> tuple[ArrayShape, ...]:

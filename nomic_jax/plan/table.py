@@ -20,7 +20,7 @@ def settings(account: Account) -> str:
     axes = "1 device" if mesh is None else "a mesh of "
     if mesh is not None:
         axes += ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-    return f"{axes}; {memory_settings(stage)}"
+    return f"{axes}; {memory_settings(stage)}; attention by {account.step.attention}"
 
 
 def memory_settings(stage: TrainingStage) -> str:
@@ -53,6 +53,9 @@ def block(account: Account, *, realistic: float) -> str:
         f"({memory.total / chip.memory:.0%})",
         "work of a step": f"{step.tokens:,} tokens ({padding:.1%} of the columns are "
         f"padding); model {flops(step.flops)}, computed {flops(compiled.flops)}",
+        "of what is computed": f"model {step.flops / compiled.flops:.1%}, repeated to "
+        f"save memory {step.repeated / compiled.flops:.1%}, outside of both "
+        f"{account.outside:.1%}",
         "sent by a " + device: "; ".join(_collectives(account)) or "nothing",
         "a step takes at least": f"{', '.join(bounds)}: "
         f"{duration(account.seconds)}, bound by {account.bound_by}",

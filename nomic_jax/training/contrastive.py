@@ -16,12 +16,14 @@ from nomic_jax.data.listed import (
     listed_stores,
     pairs_taken,
 )
+from nomic_jax.data.packing import texts_per_row
 from nomic_jax.data.pairs import Negatives, PairBatches
 from nomic_jax.data.schedule import Sampling, Schedule
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.sharding import MeshConfig, host_share, put_batch, row_parts
 from nomic_jax.store.store import Store
 from nomic_jax.tokenizer import TextTokenizer
+from nomic_jax.training.compute import ComputeConfig
 from nomic_jax.training.distillation import TeacherConfig
 from nomic_jax.training.experts import ExpertsConfig, check_experts
 from nomic_jax.training.frozen import (
@@ -103,6 +105,7 @@ class ContrastiveStage:
     experts: ExpertsConfig = ExpertsConfig()
     mesh: MeshConfig = MeshConfig()
     memory: MemoryConfig = MemoryConfig()
+    compute: ComputeConfig = ComputeConfig()
 
     def __post_init__(self) -> None:
         """Refuse a guide that would decide nothing.
@@ -222,6 +225,13 @@ def train_contrastive(
     batch_at = pair_batches(stage, stores, tokenizer, placement.mesh)
     folder.pin_stores(stores)
     model.remat = stage.memory.remat
+    stage.compute.of(
+        model,
+        stage=stage.name,
+        row_length=longest,
+        texts=texts_per_row(longest),
+        mesh=placement.mesh,
+    )
     config = model.config
     experts = check_experts(stage.name, config, stage.experts, stage.mesh)
     embedding = stage_embedding(stage, embedding)

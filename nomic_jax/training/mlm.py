@@ -14,13 +14,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from nomic_jax.config import padded_vocabulary
-from nomic_jax.data.mlm import Documents, Masking, MlmBatches
+from nomic_jax.data.mlm import Documents, Masking, MlmBatches, texts_per_row
 from nomic_jax.data.schedule import Sampling, Schedule
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.sharding import MeshConfig, host_share, put_batch
 from nomic_jax.store.store import Store
 from nomic_jax.tokenizer import TextTokenizer
+from nomic_jax.training.compute import ComputeConfig
 from nomic_jax.training.experts import ExpertsConfig, check_experts
 from nomic_jax.training.flops import flops_per_token
 from nomic_jax.training.loop import LoopConfig, train
@@ -71,6 +72,7 @@ class MlmStage:
     experts: ExpertsConfig = ExpertsConfig()
     mesh: MeshConfig = MeshConfig()
     memory: MemoryConfig = MemoryConfig()
+    compute: ComputeConfig = ComputeConfig()
 
     def __post_init__(self) -> None:
         """Refuse rows longer than the model's positions, before any text is read.
@@ -196,6 +198,13 @@ def train_mlm(
     )
     batch_at = mlm_batches(stage, stores, tokenizer, placement.mesh)
     folder.pin_stores(stores)
+    stage.compute.of(
+        model.encoder,
+        stage=stage.name,
+        row_length=stage.data.row_length,
+        texts=texts_per_row(stage.data.documents),
+        mesh=placement.mesh,
+    )
     config = model.encoder.config
     experts = check_experts(stage.name, config, stage.experts, stage.mesh)
     optimizer = make_optimizer(stage.optimizer, settings.steps)

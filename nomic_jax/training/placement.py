@@ -83,6 +83,10 @@ class Placement:
             )
         return cls(made, memory.tokens_at_once // row_length)
 
+    def in_parts(self, rows: int) -> bool:
+        """Say whether a device takes its rows in parts, and so computes them twice."""
+        return self.most_rows is not None and self.most_rows < rows
+
 
 def place_state(state: Tree, mesh: Mesh | None) -> Tree:
     """Put a state's arrays where the rules say; moments lie where their parameters do.

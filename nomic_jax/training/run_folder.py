@@ -33,7 +33,7 @@ REMOTE_SECONDS = 60.0  # between writes of a metrics file that is a URL
 
 
 # Sections of a stage that say where it runs, and not what it computes.
-WHERE = ("mesh", "memory")
+WHERE = ("mesh", "memory", "compute")
 
 
 def computation(config: Mapping[str, Any]) -> dict[str, Any]:

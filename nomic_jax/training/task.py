@@ -24,6 +24,7 @@ from nomic_jax.sharding import MeshConfig, host_share, put_batch
 from nomic_jax.sources.source import source_name
 from nomic_jax.storage import exists, join, read_json, write_json
 from nomic_jax.tokenizer import TextTokenizer
+from nomic_jax.training.compute import ComputeConfig
 from nomic_jax.training.experts import ExpertsConfig, check_experts
 from nomic_jax.training.flops import forward_flops, text_lengths
 from nomic_jax.training.loop import LoopConfig, train
@@ -62,6 +63,7 @@ class TaskStage:
     start: TaskStart = TaskStart()
     mesh: MeshConfig = MeshConfig()
     memory: MemoryConfig = MemoryConfig()
+    compute: ComputeConfig = ComputeConfig()
 
     def __post_init__(self) -> None:
         """Refuse training on nothing, and evaluations of nothing.
@@ -193,6 +195,13 @@ def train_task(
         stage.memory,
         batch_size=settings.batch_size,
         row_length=stage.data.max_length * batches.source.choices,
+    )
+    stage.compute.of(
+        model.encoder,
+        stage=stage.name,
+        row_length=stage.data.max_length,
+        texts=1,
+        mesh=placement.mesh,
     )
     host, of_hosts = host_share(placement.mesh)
     batches = dataclasses.replace(batches, host=host, hosts=of_hosts)

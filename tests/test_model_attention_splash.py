@@ -1,0 +1,64 @@
+"""The splash kernel's tiles, and its place on a mesh."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nomic_jax.model import attention_splash
+from nomic_jax.model.attention_splash import pairs, tiled
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize(
+    ("length", "columns", "tile"),
+    [
+        (5, 128, 128),
+        (128, 128, 128),
+        (200, 256, 256),
+        (640, 640, 128),
+        (2048, 2048, 512),
+    ],
+)
+def test_rows_are_padded_least_and_cut_into_the_largest_tiles(length, columns, tile):
+    assert tiled(length) == (columns, tile)
+
+
+@pytest.mark.parametrize("length", [100, 1024, 1300])
+@pytest.mark.parametrize("window", [None, 1, 127, 128, 129, 600])
+def test_the_pairs_counted_are_those_of_the_kernels_own_tiles(length, window):
+    form = attention_splash._Form(window, tiled(length)[1], True)
+    infos = attention_splash._kernel(form, 1, tiled(length)[0])
+    tile = form.tile
+    for info in (infos.fwd_mask_info, infos.dkv_mask_info):
+        count = (tiled(length)[0] // tile) ** 2
+        if info.block_mask is not None:
+            count = np.count_nonzero(np.asarray(info.block_mask))
+        assert count * tile**2 == pairs(length, window)
+
+
+def test_each_device_computes_its_rows_and_heads(tmp_path):
+    """On a mesh of processors, where the kernel gives way to plain arrays."""
+    flags = "--xla_force_host_platform_device_count=4"
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": f"{HERE.parent}:{HERE}",
+        "XLA_FLAGS": flags,
+    }
+    script = [sys.executable, HERE / "splash_on_mesh.py", tmp_path / "found.json"]
+    subprocess.run(script, env=environment, check=True)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert {name: each["shape"] for name, each in found.items()} == {
+        "rows by programs of their own, heads by the compiler": [2, 2, 384, 8],
+        "heads by the compiler": [4, 1, 384, 8],
+        "rows by the compiler": [1, 4, 384, 8],
+        "rows that do not split": [3, 4, 384, 8],
+    }
+    for name, each in found.items():
+        # Loss, and gradients of unit scale, in sums of up to 300 terms in float32.
+        assert max(each["errors"]) < 1e-5, name

@@ -1,0 +1,62 @@
+"""What a TPU's compiler makes of attention, and of a step with it, without a TPU."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.tpu, pytest.mark.slow]
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """What the compiler made of all cases, compiled once."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed; the extra [tpu] brings it")
+    out = tmp_path_factory.mktemp("programs") / "found.json"
+    script = [sys.executable, HERE / "attention_tpu_programs.py", out]
+    subprocess.run(script, check=True)
+    return json.loads(out.read_text())
+
+
+def test_each_chip_has_a_kernel_for_each_pass_and_no_array_of_all_scores(made):
+    assert len(made["attention"]) == 12
+    for case, (kernels, scores) in made["attention"].items():
+        assert sorted(kernel[:14] for kernel in kernels) == [
+            "splash_mha_dkv",
+            "splash_mha_fwd",
+        ], case
+        assert not scores, case
+
+
+def test_a_step_for_tpus_takes_splash_on_every_mesh(made):
+    assert len(made["step"]) == 4
+    assert {step["attention"] for step in made["step"].values()} == {"splash"}
+
+
+def test_the_compiler_computes_the_products_it_was_given(made):
+    for name, step in made["step"].items():
+        # A tensor axis leaves the MLM head whole on each of its devices.
+        if "tensor" not in name:
+            assert step["compiled"] == step["traced"], name
+        assert step["compiled"] >= step["traced"], name
+
+
+def test_what_is_outside_the_model_is_the_slots_and_the_scores_again(made):
+    # In a step of 3 forward passes, or 4 where they are repeated, 1 of its attention's
+    # 6 products is the scores', computed again, and the head has 366 slots for the 307
+    # masked tokens of a row. By hand, of width 128, 2 layers and 1,000 tokens:
+    width, length, layers, vocabulary = 128, 1024, 2, 1024
+    attention = layers * 4 * width * length
+    body = layers * (8 * width**2 + 6 * width * 256) + attention
+    head = 2 * width * (width + vocabulary)
+    for tokens, passes in (("None", 3), (str(length), 4)):
+        model = passes * (length * body + 307 * head)
+        extra = length * attention / 2 + passes * 59 * head
+        found = made["step"][f"data, {tokens}"]["outside"]
+        assert found == pytest.approx(extra / (model + extra), rel=0.01)
