@@ -36,9 +36,7 @@ ROWS = 16  # texts of a PyTorch batch, sorted by length
 HERE, TORCH = "here", "PyTorch"
 VARIATIONS = {  # tokens of a batch, devices, type of matmuls
     HERE: (None, 1, "float32"),
-    "batches of 512 tokens": (512, 1, "float32"),
-    "batches of 16,384 tokens": (16_384, 1, "float32"),
-    "two devices": (None, 2, "float32"),
+    "8 devices with batches of 512 tokens each": (512, 8, "float32"),
     "bfloat16": (None, 1, "bfloat16"),
 }
 PRECISIONS = ("float32", "int8", "binary")
