@@ -24,8 +24,12 @@ def tokenize(
     prefix: str,
     max_length: int,
     on_too_long: OnTooLong = "cut",
-) -> list[np.ndarray]:
-    """Return the token ids of every text, its prefix put before it.
+) -> Iterator[list[np.ndarray]]:
+    """Return the token ids of every text, its prefix put before it, part by part.
+
+    A part is tokenized when it is asked for. What is refused is refused before the
+    first part, the lengths with it if `on_too_long` is `error`; the warning comes after
+    the last.
 
     Args:
         texts: at least one visible character each.
@@ -40,13 +44,26 @@ def tokenize(
             is `error`.
     """
     _check_texts(texts)
-    rows: list[np.ndarray] = []
+    parts = _parts(
+        texts, tokenizer, prefix=prefix, max_length=max_length, on_too_long=on_too_long
+    )
+    return iter(list(parts)) if on_too_long == "error" else parts
+
+
+def _parts(
+    texts: Sequence[str],
+    tokenizer: TextTokenizer,
+    *,
+    prefix: str,
+    max_length: int,
+    on_too_long: OnTooLong,
+) -> Iterator[list[np.ndarray]]:
     cut: list[int] = []
     for start in range(0, len(texts), TEXTS_PER_CALL):
         part = [prefix + text for text in texts[start : start + TEXTS_PER_CALL]]
         encoded = tokenizer.encode(part, max_length=max_length)
-        rows += encoded.ids
         cut += [start + index for index in encoded.cut]
+        yield encoded.ids
     if cut and on_too_long == "error":
         raise ValueError(
             f"{len(cut)} of {len(texts)} texts exceed {max_length} tokens, the first "
@@ -56,7 +73,6 @@ def tokenize(
         logger.warning(
             "cut %d of %d texts to %d tokens", len(cut), len(texts), max_length
         )
-    return rows
 
 
 def _check_texts(texts: Sequence[object]) -> None:
@@ -77,7 +93,7 @@ def _check_texts(texts: Sequence[object]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """The texts of one batch and the shape they are padded to."""
+    """Texts of one batch, each a row of its own, and the shape they are padded to."""
 
     members: Sequence[int]  # indices of the texts, longest first
     length: int  # columns

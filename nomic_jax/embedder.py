@@ -1,36 +1,34 @@
 """`Embedder`: a model, its tokenizer and conventions; texts in, unit vectors out."""
 
-import collections
 import dataclasses
-import functools
 import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32
+from jaxtyping import Float32
 
 from nomic_jax import backend
-from nomic_jax.batch import Tokens
-from nomic_jax.batching import OnTooLong, length_batches, tokenize
+from nomic_jax.batching import OnTooLong, tokenize
 from nomic_jax.checkpoints.embedding_rule import describe, embedding_for
 from nomic_jax.checkpoints.folder import build
 from nomic_jax.checkpoints.hub import resolve
 from nomic_jax.checkpoints.reader import read_checkpoint, without_head
 from nomic_jax.checkpoints.sentence_transformers_folder import tokenizer_folder
 from nomic_jax.config import EmbeddingConfig
+from nomic_jax.data.text_batches import BatchShape, TextBatch, text_batches
 from nomic_jax.model.attention_backend import AttentionBackend
 from nomic_jax.model.attention_choice import for_embedding
-from nomic_jax.model.attention_mesh import on_devices_of
 from nomic_jax.model.encoder import NomicBert
-from nomic_jax.model.pooling import embed, matryoshka
 from nomic_jax.model.projection import Projection
-from nomic_jax.own_devices import digest, num_devices, on_own_devices, spread_rows
-from nomic_jax.tokenizer import BUCKETS, TextTokenizer, pad
+from nomic_jax.own_devices import digest, num_devices, on_own_devices
+from nomic_jax.text_vectors import text_vectors
+from nomic_jax.tokenizer import BUCKETS, TextTokenizer
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
@@ -178,48 +176,45 @@ class Embedder:
         from tqdm import tqdm
 
         width = self._checked_dim(dim)
-        cut = _cut if normalize else _sliced
-        rows = tokenize(
+        parts = tokenize(
             texts,
             self.tokenizer,
             prefix=self.config.prompt(task),
             max_length=self.config.max_length,
             on_too_long=on_too_long,
         )
-        out = np.empty((len(rows), width), np.float32)
+        out = np.empty((len(texts), width), np.float32)
         # Counted in tokens: the longest texts come first, so texts would speed up.
-        total, off = sum(map(len, rows)), not progress
-        bar = tqdm(total=total, unit="token", unit_scale=True, disable=off)
-        with bar, on_devices_of(self.model):
-            pending = collections.deque[tuple[Sequence[int], jax.Array]]()
-
-            def collect() -> None:
-                members, vectors = pending.popleft()
-                out[list(members)] = np.asarray(vectors)[: len(members)]
-                bar.update(sum(len(rows[i]) for i in members))
-
-            for members, tokens in self._batches(rows):
-                tokens = spread_rows(tokens, self.model)
-                pooled = _pooled(self.model, self.projection, tokens, self.config)
-                pending.append((members, cut(pooled, width)))
-                if len(pending) > 1:  # the next batch is under way: this one is awaited
-                    collect()
-            while pending:
-                collect()
+        with tqdm(unit="token", unit_scale=True, disable=not progress) as bar:
+            for batch, vectors in text_vectors(
+                self.model,
+                self.projection,
+                self.config,
+                self._batches(parts, len(texts), bar),
+                dim=width,
+                normalize=normalize,
+            ):
+                out[batch.members] = vectors
+                bar.update(batch.num_tokens)
         return out
 
     def _batches(
-        self, rows: Sequence[np.ndarray]
-    ) -> Iterator[tuple[Sequence[int], Tokens]]:
-        pad_id = self.model.config.pad_token_id
-        for batch in length_batches(
-            [len(row) for row in rows],
+        self, parts: Iterator[list[np.ndarray]], count: int, bar: "tqdm"
+    ) -> Iterator[TextBatch]:
+        def counted() -> Iterator[list[np.ndarray]]:
+            texts = tokens = 0
+            for part in parts:
+                texts += len(part)
+                tokens += sum(map(len, part))
+                bar.total = tokens * count // texts  # as if the rest were like these
+                yield part
+
+        shape = BatchShape(
             max_length=self.config.max_length,
-            max_tokens=self.tokens_per_batch * num_devices(self.model),
-        ):
-            texts = [rows[i] for i in batch.members]
-            tokens = pad(texts, length=batch.length, rows=batch.rows, pad_id=pad_id)
-            yield batch.members, tokens
+            max_tokens=self.tokens_per_batch,
+            devices=num_devices(self.model),
+        )
+        return text_batches(counted(), shape, pad_id=self.model.config.pad_token_id)
 
     def replaced(
         self, *, model: NomicBert | None = None, config: EmbeddingConfig | None = None
@@ -252,19 +247,3 @@ class Embedder:
             dims = ", ".join(map(str, known))
             raise ValueError(f"dim={dim} is not one the model was trained for: {dims}")
         return self.width if dim is None else dim
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def _pooled(
-    model: NomicBert,
-    projection: Projection | None,
-    tokens: Tokens,
-    config: EmbeddingConfig,
-) -> Float32[Array, "B width"]:
-    pooled = embed(model(tokens), jnp.asarray(tokens.mask), config)
-    return pooled if projection is None else projection(pooled)
-
-
-# Compiled apart from the encoder, so that another dimension costs no new encoder.
-_cut = jax.jit(matryoshka, static_argnums=1)
-_sliced = jax.jit(lambda pooled, dim: pooled[:, :dim], static_argnums=1)

@@ -28,7 +28,7 @@ ROOMS = (
     *("tokenizer", "batching"),
     *("sharding_rules", "sharding", "sources", "store", "data", "model"),
     *("checkpoints", "training"),
-    *("embedder", "document_scan", "search"),
+    *("ahead", "text_vectors", "embedder", "document_scan", "search"),
     *("curation", "evaluation", "report", "stage_order"),
     "stages",
     "plan",

@@ -78,10 +78,10 @@ def test_no_texts_make_no_batches():
 def test_tokens_do_not_depend_on_the_parts_texts_are_read_in(tokenizer, caplog):
     texts = [f"{'fox ' * (i % 9)}dog" for i in range(2 * TEXTS_PER_CALL + 5)]
     with caplog.at_level(logging.WARNING):
-        rows = tokenize(texts, tokenizer, prefix="search: ", max_length=8)
+        parts = list(tokenize(texts, tokenizer, prefix="search: ", max_length=8))
     whole = tokenizer.encode([f"search: {text}" for text in texts], max_length=8)
-    assert all(map(np.array_equal, rows, whole.ids))
-    assert len(rows) == len(texts)
+    assert list(map(len, parts)) == [TEXTS_PER_CALL, TEXTS_PER_CALL, 5]
+    assert all(map(np.array_equal, sum(parts, []), whole.ids))
     cut = sum(i % 9 > 3 for i in range(len(texts)))  # [CLS] search : ... dog [SEP]
     assert [record.getMessage() for record in caplog.records] == [
         f"cut {cut} of {len(texts)} texts to 8 tokens"
@@ -89,7 +89,7 @@ def test_tokens_do_not_depend_on_the_parts_texts_are_read_in(tokenizer, caplog):
 
 
 def test_a_cut_text_keeps_its_closing_token(tokenizer):
-    (row,) = tokenize(["fox " * 50], tokenizer, prefix="", max_length=8)
+    ((row,),) = tokenize(["fox " * 50], tokenizer, prefix="", max_length=8)
     assert len(row) == 8
     assert (row[0], row[-1]) == (
         tokenizer.role_id("cls"),

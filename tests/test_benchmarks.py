@@ -302,3 +302,53 @@ def test_only_wheels_that_the_host_lacks_are_installed(script, tmp_path, capsys)
     assert len(list((tmp_path / "all").glob("*.py"))) == 2
     gpu.install(tmp_path / "none", tmp_path / "nothing", over_the_host=True)
     assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.torch
+def test_texts_of_a_length_have_it_and_mixed_ones_come_from_all_sides(script):
+    encode = script("encode")
+    words = ["red fox", "quick lazy dogs", "a"]
+    tokenizer = encode.TextTokenizer.train(words * 3, vocab_size=80)
+    single = encode.single_tokens(words, tokenizer)
+    texts = encode.fixed_texts(single, tokenizer, "red fox : ", 20, 3)
+    found = tokenizer.encode(["red fox : " + text for text in texts], max_length=99)
+    assert [len(ids) for ids in found.ids] == [20] * 3
+    sides = [[f"fox {i}" for i in range(50)], [f"dogs {i}" for i in range(7)]]
+    mixed = encode.mixed_texts(sides, tokenizer, 60)
+    assert sum(text.startswith("fox") for text in mixed) == len(mixed) - sum(
+        text.startswith("dogs") for text in mixed
+    )
+    assert {text.split()[0] for text in mixed} == {"fox", "dogs"}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("turned", "agrees"), [(0.0, True), (0.01, False)])
+def test_sides_that_find_other_vectors_are_not_timed_beside_each_other(
+    script, tmp_path, turned, agrees
+):
+    encode = script("encode")
+    write_model(tmp_path / "model")
+    model = encode.Embedder.from_pretrained(tmp_path / "model")
+    task = next(iter(model.config.prompts))
+    encode.TASK = task
+
+    class Other(encode.Theirs):
+        def __call__(self, texts, length):
+            found = model.encode(texts, task=task)
+            away = np.roll(found, 1, axis=1)
+            mixed = found + turned * away / np.linalg.norm(away, axis=1, keepdims=True)
+            return np.asarray(mixed / np.linalg.norm(mixed, axis=1, keepdims=True))
+
+    texts = ["red fox", "lazy dogs", "quick brown fox"]
+    options = {"rounds": 1, "goals": {}, "detail": "three"}
+    length = model.config.max_length
+    other = Other("the other", None, "")
+    if agrees:
+        row, wait = encode.compare(
+            encode.Ours(model), [other], texts, length, **options
+        )
+        assert (row.beside, row.extra["least cosine"]) == ("the other", "1.000000")
+        assert wait.unit == "of the time"
+        return
+    with pytest.raises(ValueError, match="three, float32: .* cosine with the other"):
+        encode.compare(encode.Ours(model), [other], texts, length, **options)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from nomic_jax.data.packing import texts_per_row
 from nomic_jax.model.attention_backend import (
     AttentionBackend,
     Case,
@@ -17,8 +18,7 @@ def set_attention(
     encoder: NomicBert,
     backend: AttentionBackend,
     *,
-    lengths: Sequence[int],
-    texts: int | None,
+    rows: Sequence[tuple[int, int | None]],
     devices: int,
 ) -> str:
     """Set what computes an encoder's attention, and return what that comes to.
@@ -26,8 +26,8 @@ def set_attention(
     Args:
         encoder: whose attention it is.
         backend: a name, or `auto`.
-        lengths: columns of the rows that will come up, ascending.
-        texts: the most that a row holds; None: any number.
+        rows: columns of those that will come up, ascending, and the most texts that
+            each holds; None: any number.
         devices: that compute a batch together.
 
     Raises:
@@ -35,10 +35,9 @@ def set_attention(
     """
     check_backend(backend)
     config, local = encoder.config, encoder.config.local_window
-    setting = Setting(backend=backend, platform=encoder.platform, texts=texts)
     cases = [
         Case.of(
-            setting,
+            Setting(backend=backend, platform=encoder.platform, texts=texts),
             str(encoder.dtype),
             head_width=config.head_width,
             length=length,
@@ -46,7 +45,7 @@ def set_attention(
             devices=devices,
         )
         for window in ((None,) if local is None else (None, local))
-        for length in lengths
+        for length, texts in rows
     ]
     said = describe(backend, cases)
     encoder.backend = backend
@@ -56,7 +55,7 @@ def set_attention(
 def for_embedding(
     encoder: NomicBert, backend: AttentionBackend, max_length: int, devices: int
 ) -> str:
-    """Set what computes the attention of single texts, and return what that comes to.
+    """Set what computes attention in `Embedder`, and return what that comes to.
 
     Args:
         encoder: whose attention it is.
@@ -69,4 +68,5 @@ def for_embedding(
     """
     lengths = [length for length in BUCKETS if length < max_length]
     lengths.append(max_length)
-    return set_attention(encoder, backend, lengths=lengths, texts=1, devices=devices)
+    rows = [(length, texts_per_row(length)) for length in lengths]
+    return set_attention(encoder, backend, rows=rows, devices=devices)

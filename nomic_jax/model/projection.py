@@ -37,7 +37,7 @@ class Projection(nnx.Module):
         """The dimensions of what it gives."""
         return self.kernel.shape[1]
 
-    def __call__(self, pooled: Float32[Array, "B D"]) -> Float32[Array, "B E"]:
+    def __call__(self, pooled: Float32[Array, "*rows D"]) -> Float32[Array, "*rows E"]:
         """Project each vector."""
         exact = jax.lax.Precision.HIGHEST  # accelerators would round to bfloat16
         out = jnp.matmul(pooled, self.kernel[...], precision=exact)

@@ -189,8 +189,7 @@ def abstract_step(
     attention = set_attention(
         encoder,
         stage.compute.attention,
-        lengths=(row_length(stage),),
-        texts=tokens.texts,
+        rows=[(row_length(stage), tokens.texts)],
         devices=len(devices),
     )
     if mesh is None:

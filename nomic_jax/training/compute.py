@@ -50,8 +50,7 @@ class ComputeConfig:
         said = set_attention(
             encoder,
             self.attention,
-            lengths=(row_length,),
-            texts=texts,
+            rows=[(row_length, texts)],
             devices=1 if mesh is None else mesh.size,
         )
         logger.info("%s: attention: %s", stage, said)
