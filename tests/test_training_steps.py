@@ -12,7 +12,7 @@ from nomic_jax.batch import PackedTexts, PairBatch, Tokens
 from nomic_jax.config import EmbeddingConfig
 from nomic_jax.data.mlm import Masking, corrupt
 from nomic_jax.data.packing import Packing, pack_texts
-from nomic_jax.model.encoder import NomicBert
+from nomic_jax.model.encoder import Encoding, NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.training.losses import ContrastiveLoss
 from nomic_jax.training.optimizer import parameter_name
@@ -203,10 +203,10 @@ class KeysAsHidden(NomicBert):
     def __init__(self):
         SEEN.clear()
 
-    def __call__(self, tokens, *, dropout_keys):
+    def encode(self, tokens, *, dropout_keys, **asked):
         SEEN.append(jax.random.key_data(dropout_keys).tolist())
         draw = jax.vmap(jax.vmap(lambda key: jax.random.normal(key, (8,))))
-        return draw(dropout_keys)
+        return Encoding(draw(dropout_keys), None, None, None)
 
 
 class HiddenAsLogits(MaskedLanguageModel):

@@ -136,7 +136,8 @@ def mlm_objective(
                 segments = jnp.asarray(batch.tokens.segment_ids)
                 keys = token_keys(key, numbers, segments)
                 hidden, routing = encode_counting(
-                    model.encoder, batch.tokens, keys, real, experts
+                    *(model.encoder, batch.tokens, keys, real, experts),
+                    unroll=placement.unroll,
                 )
                 masked = jnp.take_along_axis(hidden, batch.positions[..., None], axis=1)
                 summed = mlm_cross_entropy(
