@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from nomic_jax.allocator import keep_freed_memory
 from nomic_jax.evaluate_command import Attention, Evaluate, evaluate
 from nomic_jax.filter_pairs_command import FilterPairs, filter_pairs
 from nomic_jax.glue_command import Glue, glue
@@ -208,6 +209,8 @@ def train(arguments: Sequence[str]) -> int:
     options, rest = parser.parse_known_args(arguments)
 
     def work() -> int:
+        keep_freed_memory()
+
         from nomic_jax.overrides import override
         from nomic_jax.stages import load_stages
 

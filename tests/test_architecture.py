@@ -14,6 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     *(
         "fields",
+        "allocator",
         "config",
         "published",
         "whole_file",

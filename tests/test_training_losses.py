@@ -8,7 +8,6 @@ from nomic_jax.training.losses import (
     bounded_log_scale,
     contrastive_loss,
     info_nce,
-    mlm_cross_entropy,
 )
 
 
@@ -346,60 +345,3 @@ def test_what_does_not_fit_the_settings_is_refused(fields, given, message):
     query = jnp.array(vectors(0, 2))
     with pytest.raises(ValueError, match=message):
         contrastive_loss(query, query, ContrastiveLoss(**fields), **given)
-
-
-def mlm_case(seed, rows=8, slots=6, vocabulary=32):
-    rng = np.random.default_rng(seed)
-    logits = rng.normal(size=(rows, slots, vocabulary)).astype(np.float32) * 3
-    targets = rng.integers(vocabulary, size=(rows, slots)).astype(np.int32)
-    weights = np.arange(slots) < rng.integers(0, slots + 1, size=rows)[:, None]
-    weights[0] = False  # a row without a masked token
-    return jnp.array(logits), jnp.array(targets), jnp.array(weights)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_mlm_sums_and_counts_of_microbatches_add_up_to_the_batch(seed):
-    logits, targets, weights = mlm_case(seed)
-
-    def whole(logits):
-        total, count = mlm_cross_entropy(logits, targets, weights)
-        return total / count
-
-    def parts(logits):
-        both = [
-            mlm_cross_entropy(logits[at], targets[at], weights[at])
-            for at in (slice(0, 2), slice(2, 4), slice(4, 8))
-        ]
-        return sum(total for total, _ in both) / sum(count for _, count in both)
-
-    value, gradient = jax.jit(jax.value_and_grad(whole))(logits)
-    value_of_parts, gradient_of_parts = jax.jit(jax.value_and_grad(parts))(logits)
-    # float32 sums of at most 48 terms in another order.
-    assert float(value) == pytest.approx(float(value_of_parts), rel=1e-6)
-    np.testing.assert_allclose(gradient, gradient_of_parts, atol=1e-7)
-    counts = weights.sum(axis=1)
-    assert len(set(counts.tolist())) > 1  # a mean of row means would not do
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("seed", range(2))
-def test_mlm_cross_entropy_and_its_gradient_equal_torch(seed):
-    import torch
-
-    logits, targets, weights = mlm_case(seed)
-
-    def mean(logits):
-        total, count = mlm_cross_entropy(logits, targets, weights)
-        return total / count
-
-    loss, gradient = jax.jit(jax.value_and_grad(mean))(logits)
-    theirs = torch.tensor(np.array(logits), requires_grad=True)
-    labels = np.where(weights, targets, -100)  # torch's mark of what is not predicted
-    mean_loss = torch.nn.functional.cross_entropy(
-        theirs.flatten(0, 1), torch.tensor(labels, dtype=torch.long).flatten()
-    )
-    mean_loss.backward()
-    # float32 sums of 32 exponentials and at most 48 losses: a few ulp.
-    assert float(loss) == pytest.approx(mean_loss.item(), rel=1e-6)
-    np.testing.assert_allclose(gradient, theirs.grad.numpy(), atol=1e-7)
-    assert not np.asarray(gradient)[~np.asarray(weights)].any()

@@ -17,7 +17,7 @@ if __name__ == "__main__":
 
 from nomic_jax.batch import PackedTexts, PairBatch, Tokens
 from nomic_jax.config import EmbeddingConfig
-from nomic_jax.model.encoder import NomicBert
+from nomic_jax.model.encoder import Encoding, NomicBert
 from nomic_jax.training import steps
 from nomic_jax.training.losses import ContrastiveLoss
 from nomic_jax.training.optimizer import parameter_name
@@ -65,11 +65,11 @@ class Small(NomicBert):
         self.table = nnx.Param(jnp.array(rng.normal(size=(64, WIDTH)), jnp.float32))
         self.kernel = nnx.Param(jnp.array(rng.normal(size=(WIDTH,) * 2), jnp.float32))
 
-    def __call__(self, tokens, *, dropout_keys):
+    def encode(self, tokens, *, dropout_keys, **asked):
         hidden = jnp.tanh(self.table[...][tokens.ids] @ self.kernel[...])
         draw = jax.vmap(lambda key: jax.random.normal(key, (1, WIDTH)))
         noise = draw(dropout_keys[:, 0])
-        return hidden * (1 + 0.3 * noise)
+        return Encoding(hidden * (1 + 0.3 * noise), None, None, None)
 
 
 def pairs(group, twice):

@@ -12,7 +12,7 @@ from nomic_jax.batch import PackedTexts, PairBatch, Tokens
 from nomic_jax.config import EmbeddingConfig
 from nomic_jax.data.mlm import Masking, corrupt
 from nomic_jax.data.packing import Packing, pack_texts
-from nomic_jax.model.encoder import NomicBert
+from nomic_jax.model.encoder import Encoding, NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.training.losses import ContrastiveLoss
 from nomic_jax.training.optimizer import parameter_name
@@ -203,18 +203,19 @@ class KeysAsHidden(NomicBert):
     def __init__(self):
         SEEN.clear()
 
-    def __call__(self, tokens, *, dropout_keys):
+    def encode(self, tokens, *, dropout_keys, **asked):
         SEEN.append(jax.random.key_data(dropout_keys).tolist())
         draw = jax.vmap(jax.vmap(lambda key: jax.random.normal(key, (8,))))
-        return draw(dropout_keys)
+        return Encoding(draw(dropout_keys), None, None, None)
 
 
-class HiddenAsLogits(MaskedLanguageModel):
-    def __init__(self):
+class KeysAsHiddenWithHead(MaskedLanguageModel):
+    def __init__(self, config):
+        rngs = nnx.Rngs(0)
+        config = dataclasses.replace(config, width=8, num_heads=2, head="mlm")
         self.encoder = KeysAsHidden()
-
-    def logits(self, hidden):
-        return hidden
+        self.encoder.word_embedding = nnx.Embed(config.vocab_size, 8, rngs=rngs)
+        self.add_head(config, dtype=jnp.dtype("float32"), rngs=rngs)
 
 
 def test_a_scale_at_its_bound_stays_there_and_can_fall_again():
@@ -247,8 +248,7 @@ def keys_of_texts(key, texts, columns):
 def test_objectives_give_each_token_of_the_step_its_key(tiny_config):
     key = jax.random.key(7)
     _, batch, objective = mlm_case(tiny_config)
-    small = dataclasses.replace(batch, targets=batch.targets % 8)
-    objective(HiddenAsLogits(), small, key)
+    objective(KeysAsHiddenWithHead(tiny_config), batch, key)
     assert SEEN == [keys_of_texts(key, 4, 16)]
 
     _, batch, objective = pair_case(tiny_config)

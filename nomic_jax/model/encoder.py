@@ -25,13 +25,16 @@ from nomic_jax.config import ModelConfig
 from nomic_jax.model.attention_backend import AttentionBackend, Platform, Setting
 from nomic_jax.model.block import Block, Context, Seen, drop, layer_norm, split
 from nomic_jax.model.layers import DENSE, SPARSE, layer_places
+from nomic_jax.model.linear import PRODUCT
 from nomic_jax.model.rope import rotations
 from nomic_jax.model.routing import RoutingSums
 
 FLOAT32 = jnp.dtype("float32")
 
-# What a layer keeps for its backward pass: all it computed, or its input alone.
-Remat = Literal["none", "full"]
+# What a layer keeps for its backward pass: all it computed, the results of its products
+# with weights, or its input alone.
+Remat = Literal["none", "dots", "full"]
+_KEPT = {"dots": jax.checkpoint_policies.save_only_these_names(PRODUCT), "full": None}
 
 
 @as_pytree
@@ -128,6 +131,7 @@ class NomicBert(nnx.Module):
         counted: Bool[Array, "B S"] | None = None,
         states: bool = False,
         attention: bool = False,
+        unroll: bool = False,
     ) -> Encoding:
         """Encode every token, and return what a caller wants to see of it.
 
@@ -138,6 +142,7 @@ class NomicBert(nnx.Module):
             states: return the hidden states of every layer.
             attention: return how much every token looks at every other; takes memory
                 with the square of the row's length.
+            unroll: compile layers one after another, not one as a loop's body.
 
         Raises:
             ValueError: a row is longer than the trained positions and the config has no
@@ -160,7 +165,9 @@ class NomicBert(nnx.Module):
             Setting(backend=self.backend, platform=self.platform, texts=tokens.texts),
         )
         embedded = x
-        x, seen = self._through_layers(x, context, state=states, attention=attention)
+        x, seen = self._through_layers(
+            x, context, unroll, state=states, attention=attention
+        )
         if self.final_norm is not None:
             x = self.final_norm(x).astype(self.dtype)
         each_state = None
@@ -194,14 +201,14 @@ class NomicBert(nnx.Module):
         before = jnp.take_along_axis(so_far - padding, begin, axis=1)
         return first + jnp.where(padding, -1, place - (so_far - before))
 
-    def _through_layers(self, x, context, **asked):
+    def _through_layers(self, x, context, unroll, **asked):
         """Apply all layers; what was seen has a leading axis of layers."""
 
         def layer(block, x, context, number):
             return block(x, context, number, **asked)
 
-        if self.remat == "full":
-            layer = jax.checkpoint(layer)
+        if self.remat != "none":
+            layer = jax.checkpoint(layer, policy=_KEPT[self.remat])
 
         def group(x, group_and_number):
             members, number = group_and_number
@@ -219,7 +226,7 @@ class NomicBert(nnx.Module):
         if every:
             groups = (self.config.num_layers - done) // every
             numbers = done + every * jnp.arange(groups)
-            x, grouped = jax.lax.scan(group, x, (self.blocks, numbers))
+            x, grouped = jax.lax.scan(group, x, (self.blocks, numbers), unroll=unroll)
             seen.append(jax.tree.map(_without_groups, grouped))
             done += groups * every
         for offset, block in enumerate(self.rest):

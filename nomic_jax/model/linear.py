@@ -8,9 +8,14 @@ import math
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from nomic_jax.config import ModelConfig
+
+# Names what tokens and weights make. Scores of attention have no part in it: they grow
+# with the square of a row's length, and are cheap to redo.
+PRODUCT = "product"
 
 
 class Linear(nnx.Module):
@@ -42,11 +47,15 @@ class Linear(nnx.Module):
 def project(
     x: Float[Array, "..."], kernel: Float[Array, "..."], num_inputs: int = 1
 ) -> Float[Array, "..."]:
-    """Contract the last axes of `x`, `num_inputs` of them, with the kernel's first."""
+    """Contract the last axes of `x`, `num_inputs` of them, with the kernel's first.
+
+    The result has a name, by which rematerialisation may keep it.
+    """
     width = math.prod(kernel.shape[:num_inputs])
     matrix = kernel.astype(x.dtype).reshape(width, -1)
     tokens, outputs = x.shape[: x.ndim - num_inputs], kernel.shape[num_inputs:]
-    return (x.reshape(-1, width) @ matrix).reshape(*tokens, *outputs)
+    product = checkpoint_name(x.reshape(-1, width) @ matrix, PRODUCT)
+    return product.reshape(*tokens, *outputs)
 
 
 def with_bias(x: Float[Array, "..."], bias: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -80,6 +80,8 @@ def encode_counting(
     dropout_keys: Key[Array, "B S"] | None,
     real: Bool[Array, "B"],
     experts: ExpertsConfig | None,
+    *,
+    unroll: bool = False,
 ) -> tuple[Float[Array, "B S D"], RoutingSums | None]:
     """Encode rows, and sum up where their tokens went.
 
@@ -89,14 +91,15 @@ def encode_counting(
         dropout_keys: a key for each token; None leaves dropout off.
         real: rows of the batch; the others fill a microbatch up, and never count.
         experts: which tokens count; None: the sums are left out.
+        unroll: see `NomicBert.encode`.
     """
-    if experts is None:
-        return encoder(tokens, dropout_keys=dropout_keys), None
     counted = None
-    if experts.count_padding:
+    if experts is not None and experts.count_padding:
         counted = jnp.broadcast_to(real[:, None], tokens.ids.shape)
-    found = encoder.encode(tokens, dropout_keys=dropout_keys, counted=counted)
-    return found.hidden, found.routing
+    found = encoder.encode(
+        tokens, dropout_keys=dropout_keys, counted=counted, unroll=unroll
+    )
+    return found.hidden, None if experts is None else found.routing
 
 
 def balanced(

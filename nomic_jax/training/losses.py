@@ -1,6 +1,6 @@
-"""What training minimises: masked tokens' cross-entropy, and InfoNCE.
+"""What contrastive training minimises: InfoNCE over cosines, and its variants.
 
-InfoNCE: van den Oord et al. 2018 (arXiv:1807.03748), equation 4, over cosines.
+van den Oord et al. 2018 (arXiv:1807.03748), equation 4.
 """
 
 import dataclasses
@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Float, Float32, Int
 
 from nomic_jax.model.pooling import matryoshka
 from nomic_jax.training.blockwise import (
@@ -75,20 +74,6 @@ class ContrastiveLoss:
     def weights(self) -> tuple[float, ...]:
         """One a dimension."""
         return self.matryoshka_weights or (1.0,) * max(len(self.matryoshka_dims), 1)
-
-
-def mlm_cross_entropy(
-    logits: Float32[Array, "B N V"],
-    targets: Int[Array, "B N"],
-    weights: Bool[Array, "B N"],
-) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
-    """Sum the cross-entropy of the masked tokens of all rows, and count them.
-
-    Sum and count are apart so that parts of a batch, whose rows hold different numbers
-    of masked tokens, add up to the batch's own mean.
-    """
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    return jnp.sum(losses * weights), jnp.sum(weights, dtype=jnp.float32)
 
 
 def bounded_log_scale(

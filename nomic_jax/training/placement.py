@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import jax
 import numpy as np
@@ -21,7 +21,8 @@ class MemoryConfig:
     """What a device keeps at a time; no choice changes the gradient."""
 
     tokens_at_once: int | None = None  # of a device's rows, padding too; None: all
-    remat: Remat = "none"  # what a layer keeps for its backward pass: all, or its input
+    # what a layer keeps for its backward pass: all, products with weights, its input
+    remat: Remat = "none"
 
     def __post_init__(self) -> None:
         """Refuse a number of tokens that holds none.
@@ -33,8 +34,8 @@ class MemoryConfig:
             raise ValueError(
                 f"tokens_at_once={self.tokens_at_once} must be at least 1, or None"
             )
-        if self.remat not in ("none", "full"):
-            raise ValueError(f"remat={self.remat!r} must be none or full")
+        if self.remat not in get_args(Remat):
+            raise ValueError(f"remat={self.remat!r} must be none, dots or full")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Placement:
 
     mesh: Mesh | None = None  # None: a single device
     most_rows: int | None = None  # of a microbatch on a device; None: all
+    # Whether the layers are compiled one after another. A scan stacks what each keeps
+    # for the backward pass, copies that a processor waits for and an accelerator hides.
+    unroll: bool = False
 
     @classmethod
     def of(
@@ -74,14 +78,17 @@ class Placement:
                 f"batch_size={batch_size} does not split over the {parts} devices that "
                 "take rows (data x fsdp); use a multiple of them"
             )
+        platform = (devices or jax.devices())[0].platform
+        # Layers to be redone stay in their loop: else XLA would redo them all at once.
+        unroll = made is None and platform == "cpu" and memory.remat == "none"
         if memory.tokens_at_once is None:
-            return cls(made)
+            return cls(made, unroll=unroll)
         if memory.tokens_at_once < row_length:
             raise ValueError(
                 f"tokens_at_once={memory.tokens_at_once} holds no row of {row_length} "
                 "tokens; raise it, or shorten the texts"
             )
-        return cls(made, memory.tokens_at_once // row_length)
+        return cls(made, memory.tokens_at_once // row_length, unroll)
 
     def in_parts(self, rows: int) -> bool:
         """Say whether a device takes its rows in parts, and so computes them twice."""

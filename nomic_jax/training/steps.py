@@ -29,9 +29,9 @@ from nomic_jax.training.losses import (
     ContrastiveLoss,
     bounded_log_scale,
     contrastive_loss,
-    mlm_cross_entropy,
 )
 from nomic_jax.training.microbatches import in_microbatches
+from nomic_jax.training.mlm_loss import masked_cross_entropy
 from nomic_jax.training.optimizer import like_named, named_arrays
 from nomic_jax.training.placement import Placement, keep_placed, parameter_names
 from nomic_jax.training.vectors import pair_vectors
@@ -136,12 +136,11 @@ def mlm_objective(
                 segments = jnp.asarray(batch.tokens.segment_ids)
                 keys = token_keys(key, numbers, segments)
                 hidden, routing = encode_counting(
-                    model.encoder, batch.tokens, keys, real, experts
+                    *(model.encoder, batch.tokens, keys, real, experts),
+                    unroll=placement.unroll,
                 )
-                masked = jnp.take_along_axis(hidden, batch.positions[..., None], axis=1)
-                summed = mlm_cross_entropy(
-                    model.logits(masked), batch.targets, batch.weights
-                )
+                table = model.encoder.word_embedding.embedding[...]
+                summed = masked_cross_entropy(model.head, table, hidden, batch)
                 return *summed, routing
 
             rows = batch, numbers, jnp.ones(len(numbers), bool)

@@ -25,6 +25,7 @@ from nomic_jax.training.head_losses import (
     pretraining_loss,
 )
 from nomic_jax.training.microbatches import in_microbatches
+from nomic_jax.training.mlm_loss import masked_cross_entropy
 from nomic_jax.training.placement import Placement, parameter_names
 from nomic_jax.training.steps import ONE_DEVICE, Objective
 
@@ -113,9 +114,9 @@ def choice_scores(
 
 def _masked_sums(model, batch, masked, keys):
     hidden = model.encoder(batch.tokens, dropout_keys=keys)
-    mlm = cross_entropy(
-        masked_scores(model, hidden, masked), masked.targets, masked.weights
-    )
+    table = model.encoder.word_embedding.embedding[...]
+    total, count = masked_cross_entropy(model.head, table, hidden, masked)
+    mlm = LossSums(total[None], count[None])
     if model.encoder.config.head != "pretraining":
         return mlm
     following = cross_entropy(model.row_scores(hidden), batch.labels, batch.weights)

@@ -49,7 +49,7 @@ def pair_vectors(
             segments = jnp.asarray(texts.tokens.segment_ids)
             keys = None if key is None else token_keys(key, numbers, segments)
             hidden, routing = encode_counting(
-                encoder, texts.tokens, keys, real, experts
+                encoder, texts.tokens, keys, real, experts, unroll=placement.unroll
             )
             return embed_packed(hidden, texts, embedding), routing
 
