@@ -26,7 +26,7 @@ from nomic_jax.model.attention_backend import AttentionBackend, Platform, Settin
 from nomic_jax.model.block import Block, Context, Seen, drop, layer_norm, split
 from nomic_jax.model.layers import DENSE, SPARSE, layer_places
 from nomic_jax.model.linear import PRODUCT
-from nomic_jax.model.rope import rotations
+from nomic_jax.model.rope import check_length, rotations
 from nomic_jax.model.routing import RoutingSums
 
 FLOAT32 = jnp.dtype("float32")
@@ -149,8 +149,7 @@ class NomicBert(nnx.Module):
                 `rope_scaling_factor`, or the attention backend cannot do it.
         """
         config = self.config
-        if tokens.ids.shape[1] > config.trained_positions:
-            _check_length(config, tokens.ids.shape[1])
+        check_length(config, tokens.ids.shape[1])
         segment_ids = jnp.asarray(tokens.segment_ids)
         before, within = split(dropout_keys, 2)
         x = self.embedding_norm(self._embedded(tokens)).astype(self.dtype)
@@ -257,17 +256,3 @@ def _stacked(seen: list[Seen]) -> Seen:
 def _without_groups(array):
     """Join the axis of groups and that of a group's layers."""
     return array.reshape(-1, *array.shape[2:])
-
-
-def _check_length(config: ModelConfig, length: int) -> None:
-    if config.rope_base is None:
-        raise ValueError(
-            f"rows of {length} tokens exceed the {config.trained_positions} absolute "
-            "positions of the model; cut them"
-        )
-    if config.rope_scaling_factor is None:
-        raise ValueError(
-            f"rows of {length} tokens exceed the {config.trained_positions} the model "
-            "was trained on; cut them, or set rope_scaling_factor (2.0 is the "
-            "published choice) to stretch its rotary positions"
-        )

@@ -80,3 +80,24 @@ def rotate(
         [first * cos - second * sin, second * cos + first * sin], axis=-1
     )
     return turned.astype(x.dtype)
+
+
+def check_length(config: ModelConfig, length: int) -> None:
+    """Refuse rows beyond the trained positions, unless these can be stretched.
+
+    Raises:
+        ValueError: with both numbers, and what stretches rotary positions.
+    """
+    if length <= config.trained_positions:
+        return
+    if config.rope_base is None:
+        raise ValueError(
+            f"rows of {length} tokens exceed the {config.trained_positions} absolute "
+            "positions of the model; cut them"
+        )
+    if config.rope_scaling_factor is None:
+        raise ValueError(
+            f"rows of {length} tokens exceed the {config.trained_positions} the model "
+            "was trained on; cut them, or set rope_scaling_factor (2.0 is the "
+            "published choice) to stretch its rotary positions"
+        )
