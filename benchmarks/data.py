@@ -12,7 +12,6 @@ import dataclasses
 import itertools
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -25,6 +24,9 @@ from pathlib import Path
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a core's figure, on both sides
 
 import numpy as np
+from environment import environment
+from record import Row, record
+from turns import in_turns, median_ratio
 
 from nomic_jax.data.feed import feed
 from nomic_jax.data.pairs import PairBatches
@@ -43,42 +45,43 @@ LENGTH = 512  # tokens of the longest query and document, as the paper fine-tune
 BATCH = 256  # pairs of a batch, likewise
 QUERY, DOCUMENT = "search_query: ", "search_document: "
 RECORDS_PER_SHARD = 10**6  # of the large stores
-LARGE = 10**8  # records of the store that is extrapolated to
-
-
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """Processor seconds and the tokens they gave."""
-
-    seconds: float
-    tokens: int
-
-    @property
-    def rate(self) -> float:
-        """Tokens a second of one core."""
-        return self.tokens / self.seconds
-
-
-def timed(work: Callable[[], int]) -> Measured:
-    """Run work that returns its tokens."""
-    began = time.process_time()
-    tokens = work()
-    return Measured(time.process_time() - began, tokens)
+PACKAGES = ("numpy", "grain", "array-record", "tokenizers", "datasets")
 
 
 def beside(
-    ours: Callable[[], int], theirs: Callable[[], int], *, rounds: int
-) -> tuple[float, float, float]:
-    """Return both median rates, and the median of the rounds' ratios."""
-    pairs = []
-    for number in range(rounds):
-        first, second = (ours, theirs) if number % 2 == 0 else (theirs, ours)
-        results = {first: timed(first), second: timed(second)}
-        pairs.append((results[ours].rate, results[theirs].rate))
-    return (
-        statistics.median(a for a, _ in pairs),
-        statistics.median(b for _, b in pairs),
-        statistics.median(a / b for a, b in pairs),
+    ours: Callable[[], int],
+    theirs: Callable[[], int],
+    *,
+    rounds: int,
+    work: str,
+    detail: str,
+    name: str,
+) -> Row:
+    """Compare the tokens a second of a core of two sides that return their tokens."""
+    tokens: dict[str, list[int]] = {"ours": [], "theirs": []}
+    seconds = in_turns(
+        {
+            "ours": lambda: tokens["ours"].append(ours()),
+            "theirs": lambda: tokens["theirs"].append(theirs()),
+        },
+        rounds,
+        clock=time.process_time,
+    )
+    # The first round was not timed. An epoch may end with another batch than the last.
+    of_token = {
+        side: [
+            took / count for took, count in zip(times, tokens[side][1:], strict=True)
+        ]
+        for side, times in seconds.items()
+    }
+    return Row(
+        work=work,
+        detail=detail,
+        ours=1 / statistics.median(of_token["ours"]),
+        theirs=1 / statistics.median(of_token["theirs"]),
+        unit="tokens/s a core",
+        beside=name,
+        ratio=median_ratio(of_token["theirs"], of_token["ours"]),
     )
 
 
@@ -94,7 +97,7 @@ def rule() -> PairRule:
 
 def measure_prepare(
     source: PairSource, tokenizer_folder: Path, work: Path, rounds: int
-) -> str:
+) -> Row:
     """Tokenise and write, beside Hugging Face `datasets.map` writing its own files."""
     import datasets
     import transformers
@@ -143,16 +146,19 @@ def measure_prepare(
             for name in ("query", "document")
         )
 
-    a, b, ratio = beside(ours, theirs, rounds=rounds)
-    return (
-        f"| tokenise and prepare, M tokens/s a core | {a / 1e6:.3f} | {b / 1e6:.3f} "
-        f"(datasets.map) | {ratio:.2f} |"
+    return beside(
+        ours,
+        theirs,
+        rounds=rounds,
+        work="tokenise and prepare",
+        detail=f"{len(source):,} pairs",
+        name="datasets.map",
     )
 
 
 def measure_serve(
     source: PairSource, tokenizer_folder: Path, work: Path, rounds: int
-) -> str:
+) -> Row:
     """Make batches, beside sentence-transformers' collator in torch's DataLoader."""
     import datasets
     import torch
@@ -222,17 +228,20 @@ def measure_serve(
             for side in ("anchor", "positive")
         )
 
-    a, b, ratio = beside(ours, theirs, rounds=rounds)
-    return (
-        f"| serve contrastive batches, M tokens/s a core | {a / 1e6:.2f} | "
-        f"{b / 1e6:.3f} (sentence-transformers) | {ratio:.1f} |"
+    return beside(
+        ours,
+        theirs,
+        rounds=rounds,
+        work="serve contrastive batches",
+        detail=f"{len(source):,} pairs in batches of {BATCH}",
+        name="sentence-transformers",
     )
 
 
-def measure_schedule() -> str:
+def measure_schedule() -> list[Row]:
     """Time the schedule alone, at steps far apart, for a pod's batches."""
     sizes = {f"source-{i}": 10**9 // 29 + 1000 * i for i in range(29)}
-    found = []
+    rows = []
     for policy in ("proportional", "temperature"):
         sampling = Sampling(policy=policy, exponent=0.5)
         schedule = Schedule.over(sizes, batch_size=16_384, seed=0, sampling=sampling)
@@ -241,23 +250,24 @@ def measure_schedule() -> str:
             began = time.process_time()
             schedule.at(step)
             seconds.append(time.process_time() - began)
-        found.append(f"{statistics.median(seconds) * 1e3:.2f} ms a step {policy}")
-    return (
-        f"The schedule of {len(sizes)} sources of {sum(sizes.values()):.1e} records "
-        f"together, batches of 16,384, at steps far apart: {', '.join(found)}"
-    )
+        rows.append(
+            Row(
+                work=f"schedule of {len(sizes)} sources, {policy}",
+                detail=f"{sum(sizes.values()):.1e} records, batches of 16,384, steps "
+                "far apart",
+                ours=statistics.median(seconds) * 1e3,
+                unit="ms a step",
+            )
+        )
+    return rows
 
 
 def measure_padding(
     sources: Sequence[PairSource], tokenizer_folder: Path, work: Path
-) -> list[str]:
+) -> list[Row]:
     """Count columns of an epoch's batches, packed and in the two usual ways."""
     tokenizer = TextTokenizer.from_folder(tokenizer_folder)
-    lines = [
-        "| source | packed | pad to the batch's longest | sorted into buckets | "
-        "shapes |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     total = np.zeros(4)
     for source in sources:
         out = work / f"padding-{source.name}"
@@ -291,14 +301,21 @@ def measure_padding(
                 sum(min(bucket(int(n)), LENGTH) for n in in_order[:, -1]) * BATCH
             )
         total += counted
-        lines.append(_padding_line(source.name, counted, len(shapes)))
-    lines.append(_padding_line("all", total, None))
-    return lines
+        rows.append(_padding_row(source.name, counted, {"shapes": len(shapes)}))
+    return [*rows, _padding_row("all", total, {})]
 
 
-def _padding_line(name: str, counted: np.ndarray, shapes: int | None) -> str:
-    shares = " | ".join(f"{1 - counted[0] / columns:.1%}" for columns in counted[1:])
-    return f"| {name} | {shares} | {'' if shapes is None else shapes} |"
+def _padding_row(name: str, counted: np.ndarray, extra: dict[str, float]) -> Row:
+    packed, longest, bucketed = (1 - counted[0] / columns for columns in counted[1:])
+    return Row(
+        work="padding, share of the columns",
+        detail=f"{name}, batches of {BATCH} pairs, texts to {LENGTH} tokens",
+        ours=100 * packed,
+        theirs=100 * longest,
+        unit="%",
+        beside="padded to the batch's longest",
+        extra={"sorted into buckets, %": 100 * bucketed, **extra},
+    )
 
 
 # Run in a process of its own, whose memory is then the store's alone.
@@ -328,10 +345,9 @@ print(json.dumps([len(store), opened, jumped, memory() - before]))
 
 def measure_large(
     counts: Sequence[int], tokenizer: TextTokenizer, work: Path
-) -> list[str]:
+) -> list[Row]:
     """Open stores written by prepare's own writer, and jump to a far step of each."""
-    lines = ["| records | open | jump and read 256 | memory |", "|---|---|---|---|"]
-    measured = []
+    rows = []
     for count in counts:
         folder = work / f"large-{count}"
         write_large(count, tokenizer, folder)
@@ -347,24 +363,20 @@ def measure_large(
         opened, jumped, memory = (
             statistics.median(values) for values in zip(*rounds, strict=True)
         )
-        measured.append((count, opened, jumped, memory))
-        lines.append(_large_line(f"{count:,}", opened, jumped, memory))
         shutil.rmtree(folder)
-    (count_a, *a), (count_b, *b) = measured[-2:]
-    beyond = [
-        y + (y - x) / (count_b - count_a) * (LARGE - count_b)
-        for x, y in zip(a, b, strict=True)
-    ]
-    if count_b < LARGE:
-        lines.append(_large_line(f"{LARGE:,} (linear from the two above)", *beyond))
-    return lines
-
-
-def _large_line(name: str, opened: float, jumped: float, memory: float) -> str:
-    return (
-        f"| {name} | {opened * 1e3:.0f} ms | {jumped * 1e3:.0f} ms | "
-        f"{memory / 1e6:.0f} MB |"
-    )
+        rows.append(
+            Row(
+                work="open a store, in a new process",
+                detail=f"{count:,} records",
+                ours=opened * 1e3,
+                unit="ms",
+                extra={
+                    "jump and read 256, ms": jumped * 1e3,
+                    "memory, MB": memory / 1e6,
+                },
+            )
+        )
+    return rows
 
 
 def write_large(count: int, tokenizer: TextTokenizer, folder: Path) -> None:
@@ -410,28 +422,8 @@ def write_large(count: int, tokenizer: TextTokenizer, folder: Path) -> None:
     )
 
 
-def environment() -> list[str]:
-    """Name the machine and the libraries."""
-    from importlib.metadata import version
-
-    names = ("numpy", "grain", "array-record", "tokenizers", "datasets", "torch")
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    libraries = ", ".join(f"{name} {version(name)}" for name in names)
-    return [
-        f"{cpu}, {os.cpu_count()} cores; Python {platform.python_version()}; "
-        f"{libraries}, sentence-transformers {version('sentence-transformers')}",
-    ]
-
-
 def main() -> None:
-    """Measure what was asked for and print Markdown."""
+    """Measure what was asked for and record it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=Path, required=True, help="*.jsonl.gz of pairs")
     parser.add_argument("--tokenizer", type=Path, required=True, help="its folder")
@@ -451,19 +443,15 @@ def main() -> None:
         DOCUMENT,
     )
     tokenizer = TextTokenizer.from_folder(options.tokenizer)
-    print(*environment(), sep="\n")
+    given = environment(*PACKAGES)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        print(f"\n{len(mixed)} pairs, {options.rounds} rounds, medians:\n")
-        print("| | nomic_jax | beside it | ratio |\n|---|---|---|---|")
         for measure in (measure_prepare, measure_serve):
-            print(measure(mixed, options.tokenizer, work, options.rounds), flush=True)
-        print(f"\n{measure_schedule()}")
-        print(f"\nPadding, batches of {BATCH} pairs, texts to {LENGTH} tokens:\n")
-        print(*measure_padding(sources, options.tokenizer, work), sep="\n", flush=True)
-        if len(options.records) > 1:
-            print()
-            print(*measure_large(options.records, tokenizer, work), sep="\n")
+            row = measure(mixed, options.tokenizer, work, options.rounds)
+            record("data", [row], given)
+        record("data", measure_schedule(), given)
+        record("data", measure_padding(sources, options.tokenizer, work), given)
+        record("data", measure_large(options.records, tokenizer, work), given)
 
 
 if __name__ == "__main__":

@@ -4,34 +4,39 @@
 
 Width 768, and for each token two of eight experts of 3,072, as in
 nomic-embed-text-v2-moe; beside them one MLP of 6,144. Forward and backward, in float32
-on a processor and bfloat16 elsewhere; both take turns, and figures are medians.
+on a processor and bfloat16 elsewhere; both take turns, and figures are medians. The
+ratio is that of the FLOP/s of the model, the router's among them.
 """
 
 import argparse
 import dataclasses
-import os
-import platform
 import statistics
-import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from environment import environment
 from flax import nnx
+from record import Row, record
+from turns import in_turns, median_ratio
 
 from nomic_jax.backend import default_dtype
 from nomic_jax.model.mlp import Mlp
 from nomic_jax.model.moe import MixtureOfExperts
 from nomic_jax.published import PUBLISHED
+from nomic_jax.training.flops import mlp_flops, peak_flops
 
 EXPERTS = PUBLISHED["nomic-embed-text-v2-moe"]
 DENSE = dataclasses.replace(
     EXPERTS, num_experts=0, mlp_width=EXPERTS.experts_per_token * EXPERTS.mlp_width
 )
+# Enough to keep a device busy.
+TOKENS = {"cpu": 2048}
+ACCELERATOR_TOKENS = 65_536
 
 
 def make_steps(tokens: int, dtype: jnp.dtype) -> dict[str, Callable[[], object]]:
-    """Return a forward and backward pass of either layer, compiled and run once."""
+    """Return a forward and backward pass of either layer."""
     x = jax.random.normal(jax.random.key(0), (tokens, EXPERTS.width), dtype)
     experts = MixtureOfExperts(EXPERTS, dtype=dtype, rngs=nnx.Rngs(0))
     dense = Mlp(DENSE, dtype=dtype, rngs=nnx.Rngs(0))
@@ -41,12 +46,7 @@ def make_steps(tokens: int, dtype: jnp.dtype) -> dict[str, Callable[[], object]]
             return jnp.sum(jnp.sin(apply(layer, x).astype(jnp.float32)))
 
         step = jax.jit(jax.grad(loss, argnums=(0, 1)))
-
-        def run():
-            return jax.block_until_ready(step(layer, x))
-
-        run()
-        return run
+        return lambda: jax.block_until_ready(step(layer, x))
 
     return {
         "experts": both_ways(experts, lambda layer, x: layer(x, None)[0]),
@@ -55,27 +55,41 @@ def make_steps(tokens: int, dtype: jnp.dtype) -> dict[str, Callable[[], object]]
 
 
 def main() -> None:
-    """Measure both in turns and print medians and their ratio."""
+    """Measure both in turns and record their rates and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--tokens", type=int, help="2,048 on a processor, else 65,536")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    given = environment()
+    tokens = options.tokens or TOKENS.get(jax.default_backend(), ACCELERATOR_TOKENS)
     dtype = jnp.dtype(default_dtype())
-    print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {dtype}")
-    print(f"Python {platform.python_version()}, jax {jax.__version__}")
-    print(f"load {os.getloadavg()[0]:.1f}, {options.tokens:,} tokens")
-    seconds: dict[str, list[float]] = {"experts": [], "one MLP": []}
-    steps = make_steps(options.tokens, dtype)
-    for _ in range(options.rounds):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(each) for name, each in seconds.items()}
-    for name, median in medians.items():
-        print(f"{name}: {median:.2f} s, {options.tokens / median:,.0f} tokens/s")
-    ratio = medians["one MLP"] / medians["experts"]
-    print(f"throughput of experts by that of one MLP: {ratio:.0%}")
+    seconds = in_turns(make_steps(tokens, dtype), options.rounds)
+    flops = {  # of a token, forward and backward
+        "experts": 3 * mlp_flops(EXPERTS, sparse=True),
+        "one MLP": 3 * mlp_flops(DENSE, sparse=False),
+    }
+    rate = {name: tokens / statistics.median(taken) for name, taken in seconds.items()}
+    peak = peak_flops(jax.devices()[0].device_kind)
+    ratio = median_ratio(seconds["one MLP"], seconds["experts"])
+    extra = {}
+    if peak is not None:
+        utilisation = {name: rate[name] * flops[name] / peak for name in rate}
+        extra = {
+            "MFU": utilisation["experts"],
+            "MFU of the MLP": utilisation["one MLP"],
+        }
+    row = Row(
+        work="layer of experts, forward and backward",
+        detail=f"{tokens:,} tokens, {dtype}",
+        ours=rate["experts"],
+        theirs=rate["one MLP"],
+        unit="tokens/s",
+        beside="one MLP of as many active parameters",
+        ratio=ratio * flops["experts"] / flops["one MLP"],
+        goal="experts-h200",
+        extra=extra,
+    )
+    record("experts", [row], given)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,14 @@ Both take turns in one process; figures are medians.
 """
 
 import argparse
-import importlib.metadata
-import platform
 import statistics
-import time
-from collections.abc import Callable
+from typing import Any
 
 import faiss
-import jax
 import numpy as np
+from environment import environment
+from record import Row, record
+from turns import in_turns, median_ratio
 
 from nomic_jax.search import nearest
 
@@ -30,13 +29,6 @@ def unit_rows(number: int, width: int, seed: int) -> np.ndarray:
         random.standard_normal(part.shape, dtype=np.float32, out=part)
         part /= np.linalg.norm(part, axis=1, keepdims=True)
     return rows
-
-
-def timed(work: Callable[[], tuple]) -> tuple[float, tuple]:
-    """Return the seconds that a search takes, and what it finds."""
-    start = time.perf_counter()
-    found = work()
-    return time.perf_counter() - start, found
 
 
 def check_same(ours: tuple, theirs: tuple) -> float:
@@ -55,44 +47,51 @@ def check_same(ours: tuple, theirs: tuple) -> float:
     return 1 - float(differ.mean())
 
 
+def measure(
+    queries: np.ndarray, documents: np.ndarray, index: Any, k: int, rounds: int
+) -> Row:
+    """Search with both, in turns, and compare what they find."""
+    found = {}
+
+    def ours() -> None:
+        found["ours"] = nearest(queries, documents, k=k)
+
+    def theirs() -> None:
+        found["theirs"] = index.search(queries, k)
+
+    seconds = in_turns({"ours": ours, "theirs": theirs}, rounds)
+    size = f"{len(documents):,} x {documents.shape[1]}, {len(queries):,} queries"
+    return Row(
+        work="exact search",
+        detail=f"{size}, k = {k}",
+        ours=statistics.median(seconds["ours"]),
+        theirs=statistics.median(seconds["theirs"]),
+        unit="s",
+        beside="faiss IndexFlatIP",
+        ratio=median_ratio(seconds["theirs"], seconds["ours"]),
+        extra={"same places": check_same(found["ours"], found["theirs"])},
+    )
+
+
 def main() -> None:
-    """Print a table of seconds and ratios."""
+    """Measure each k and record it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--documents", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--k", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="of faiss")
     options = parser.parse_args()
     faiss.omp_set_num_threads(options.threads)
-    packages = ("jax", "faiss-cpu", "numpy")
-    versions = [f"{p} {importlib.metadata.version(p)}" for p in packages]
-    device = jax.local_devices()[0].device_kind
-    print(f"{platform.processor()}, {device}, {options.threads} threads of faiss")
-    print(", ".join([f"Python {platform.python_version()}", *versions]), flush=True)
+    given = environment("faiss-cpu", "numpy")
     documents = unit_rows(options.documents, options.width, 0)
     queries = unit_rows(options.queries, options.width, 1)
     index = faiss.IndexFlatIP(options.width)
     index.add(documents)  # a copy
-    size = f"{options.documents:,} x {options.width}, {options.queries:,} queries"
-    print(f"\n{size}; seconds\n\n| k | nomic_jax | faiss | ratio | same places |")
-    print("|---|---|---|---|---|", flush=True)
     for k in options.k:
-        nearest(queries, documents[: len(documents) // 10], k=k)  # compiles
-        ours, theirs, same = [], [], 1.0
-        for number in range(options.rounds):
-            seconds, found = timed(lambda k=k: nearest(queries, documents, k=k))
-            ours.append(seconds)
-            seconds, other = timed(lambda k=k: index.search(queries, k))
-            theirs.append(seconds)
-            same = min(same, check_same(found, other))
-            print(f"round {number}: {ours[-1]:.1f} {theirs[-1]:.1f}", flush=True)
-        mine, beside = statistics.median(ours), statistics.median(theirs)
-        print(
-            f"| {k} | {mine:.1f} | {beside:.1f} | {beside / mine:.2f} | {same:.5f} |",
-            flush=True,
-        )
+        row = measure(queries, documents, index, k, options.rounds)
+        record("search", [row], given)
 
 
 if __name__ == "__main__":
