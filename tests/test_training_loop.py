@@ -269,6 +269,37 @@ def test_every_step_is_logged_once_and_the_newest_checkpoints_stay(mlm, tmp_path
     assert checkpoint_steps(tmp_path) == [10, 12]  # the newest two
 
 
+def test_a_step_is_read_when_the_next_one_and_its_batch_are_on_their_way(
+    mlm, tmp_path, monkeypatch
+):
+    events, device_get = [], jax.device_get
+
+    def update(state, batch):
+        step = len([kind for kind, _ in events if kind == "step"])
+        events.append(("step", step))
+        return state, {"loss": jnp.float32(step)}
+
+    def place(arrays):
+        events.append(("place", len([kind for kind, _ in events if kind == "place"])))
+        return arrays
+
+    def read(values):
+        if isinstance(values, dict) and "loss" in values:
+            events.append(("read", int(values["loss"])))
+        return device_get(values)
+
+    monkeypatch.setattr(jax, "device_get", read)
+    config = dataclasses.replace(CONFIG, steps=4, log_every=1, save_every=4)
+    mlm.train(tmp_path, config=config, update=update, place=place)
+    assert events == [
+        *(("place", 0), ("step", 0)),
+        *(("place", 1), ("step", 1), ("read", 0)),
+        *(("place", 2), ("step", 2), ("read", 1)),
+        *(("place", 3), ("step", 3), ("read", 2)),
+        ("read", 3),  # for the last line
+    ]
+
+
 def test_a_line_is_the_mean_over_its_steps(mlm, tmp_path):
     every = LoopConfig(steps=STEPS, batch_size=4, seed=0, log_every=1, save_every=7)
     mlm.train(tmp_path / "every", config=every)

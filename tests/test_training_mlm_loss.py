@@ -99,10 +99,10 @@ def test_blocks_of_tokens_that_do_not_count_are_left_out():
 
 def test_parts_of_a_batch_add_up_to_its_mean():
     decoded, targets, weights = case(2)
-    total, count = mlm_cross_entropy(*decoded, targets, weights)
+    total, count = mlm_cross_entropy(*decoded, targets, weights, block=16)
     hidden, *decoder = decoded
     parts = [
-        mlm_cross_entropy(hidden[part], *decoder, targets[part], weights[part])
+        mlm_cross_entropy(hidden[part], *decoder, targets[part], weights[part], block=8)
         for part in (slice(0, 5), slice(5, 17), slice(17, 40))
     ]
     added = [float(sum(each)) for each in zip(*parts, strict=True)]
@@ -162,7 +162,7 @@ def test_the_models_masked_tokens_have_the_loss_of_its_logits(
     def ours(model):
         table = model.encoder.word_embedding.embedding[...]
         hidden = model.encoder(batch.tokens)
-        total, count = masked_cross_entropy(model.head, table, hidden, batch)
+        total, count = masked_cross_entropy(model.head, table, hidden, batch, block=5)
         return total / count
 
     def plainly(model):

@@ -15,14 +15,14 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from nomic_jax.batch import MaskedTokens, MlmBatch
 from nomic_jax.model.heads import MlmHead
 
-BLOCK = 512  # masked tokens whose logits are held at once
-
 
 def masked_cross_entropy(
     head: MlmHead,
     word_table: Float[Array, "V D"],
     hidden: Float[Array, "B S D"],
     masked: MlmBatch | MaskedTokens,
+    *,
+    block: int,
 ) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
     """Sum the cross-entropy of rows' masked tokens, and count them.
 
@@ -31,6 +31,7 @@ def masked_cross_entropy(
         word_table: the encoder's, which is the head's decoder.
         hidden: what the encoder gave.
         masked: which tokens are masked, and what stood there.
+        block: tokens whose logits are held at once.
     """
     used = jnp.asarray(masked.weights).reshape(-1)
     # Rows hold different numbers of masked tokens: those that count come first, so that
@@ -44,6 +45,7 @@ def masked_cross_entropy(
         None if head.bias is None else head.bias[...],
         jnp.asarray(masked.targets).reshape(-1)[order],
         used[order],
+        block=block,
     )
 
 
@@ -54,7 +56,7 @@ def mlm_cross_entropy(
     targets: Int[Array, "N"],
     weights: Bool[Array, "N"],
     *,
-    block: int = BLOCK,
+    block: int,
 ) -> tuple[Float32[Array, ""], Float32[Array, ""]]:
     """Sum the cross-entropy of masked tokens, and count them.
 
@@ -67,15 +69,13 @@ def mlm_cross_entropy(
         bias: of the decoder, if it has one.
         targets: the right tokens; any where the weight is False.
         weights: which tokens count; a block of which none does costs nothing.
-        block: tokens whose logits are held at once, at most.
+        block: tokens whose logits are held at once.
     """
-    total = len(weights)
-    count = -(-total // block)
-    size = -(-total // count)
+    size = min(block, len(weights))
 
     def split(array: Array) -> Array:
-        ends = [(0, count * size - total), *[(0, 0)] * (array.ndim - 1)]
-        return jnp.pad(array, ends).reshape(count, size, *array.shape[1:])
+        ends = [(0, -len(array) % size), *[(0, 0)] * (array.ndim - 1)]
+        return jnp.pad(array, ends).reshape(-1, size, *array.shape[1:])
 
     summed = _sum(split(hidden), split(targets), split(weights), table, bias)
     return summed, jnp.sum(weights, dtype=jnp.float32)

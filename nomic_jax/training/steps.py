@@ -140,7 +140,9 @@ def mlm_objective(
                     unroll=placement.unroll,
                 )
                 table = model.encoder.word_embedding.embedding[...]
-                summed = masked_cross_entropy(model.head, table, hidden, batch)
+                summed = masked_cross_entropy(
+                    *(model.head, table, hidden, batch), block=placement.masked_at_once
+                )
                 return *summed, routing
 
             rows = batch, numbers, jnp.ones(len(numbers), bool)

@@ -57,7 +57,9 @@ def task_objective(config: ModelConfig, placement: Placement = ONE_DEVICE) -> Ob
                 )
                 batch = dataclasses.replace(rows[0], tokens=tokens)
                 keys = token_keys(key, numbers, jnp.asarray(tokens.segment_ids))
-                return batch_sums(model, batch, config, keys)
+                return batch_sums(
+                    model, batch, config, keys, block=placement.masked_at_once
+                )
 
             return in_microbatches(one, (batch, numbers), most=placement.most_rows)
 
@@ -78,7 +80,12 @@ def task_objective(config: ModelConfig, placement: Placement = ONE_DEVICE) -> Ob
 
 
 def batch_sums(
-    model: EncoderWithHead, batch: TaskBatch, config: ModelConfig, keys: Keys = None
+    model: EncoderWithHead,
+    batch: TaskBatch,
+    config: ModelConfig,
+    keys: Keys,
+    *,
+    block: int,
 ) -> LossSums:
     """Return the sums of the head's loss over some examples.
 
@@ -87,10 +94,11 @@ def batch_sums(
         batch: examples, each with all its rows.
         config: the model's.
         keys: of dropout; None leaves it off.
+        block: masked tokens whose logits are held at once.
     """
     assert config.head is not None
     if batch.masked is not None:
-        return _masked_sums(model, batch, batch.masked, keys)
+        return _masked_sums(model, batch, batch.masked, keys, block)
     scores = model.scores(batch.tokens, dropout_keys=keys)
     return _LOSSES[config.head](scores, batch, config)
 
@@ -112,10 +120,12 @@ def choice_scores(
     return jnp.where(there, scores, lowest).reshape(examples, -1)
 
 
-def _masked_sums(model, batch, masked, keys):
+def _masked_sums(model, batch, masked, keys, block):
     hidden = model.encoder(batch.tokens, dropout_keys=keys)
     table = model.encoder.word_embedding.embedding[...]
-    total, count = masked_cross_entropy(model.head, table, hidden, masked)
+    total, count = masked_cross_entropy(
+        *(model.head, table, hidden, masked), block=block
+    )
     mlm = LossSums(total[None], count[None])
     if model.encoder.config.head != "pretraining":
         return mlm
