@@ -55,7 +55,7 @@ FACTOR = 2.0  # of Dynamic NTK, for texts beyond 2,048 tokens
 PYTHON_TEXTS = 20_000  # a tokenizer is trained on, where there is no model
 # Tokens of a side's turn, and of the mixed texts; at least one text is taken.
 TOKENS = {"cpu": 4096, "gpu": 131_072}
-MIXED_TOKENS = {"cpu": 12_288, "gpu": 262_144}
+MIXED_TOKENS = {"cpu": 8192, "gpu": 262_144}
 # Unit vectors of two libraries in one type of matmul: the least cosine of a text.
 AGREE = {"float32": 0.99999, "bfloat16": 0.99}
 
