@@ -344,7 +344,7 @@ def test_sides_that_find_other_vectors_are_not_timed_beside_each_other(
     length = model.config.max_length
     other = Other("the other", None, "")
     if agrees:
-        row, wait = encode.compare(
+        (row,), wait = encode.compare(
             encode.Ours(model), [other], texts, length, **options
         )
         assert (row.beside, row.extra["least cosine"]) == ("the other", "1.000000")
