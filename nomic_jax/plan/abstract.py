@@ -139,6 +139,31 @@ def abstract_step(
             split over it, or a row holds more tokens than are taken at once.
     """
     config, embedding = model_of(stage, before, assumed)
+    frozen = Frozen() if isinstance(stage, MlmStage) else _frozen(stage, assumed)
+    return step_of_model(stage, config, embedding, frozen, devices, assumed)
+
+
+def step_of_model(
+    stage: TrainingStage,
+    config: ModelConfig,
+    embedding: EmbeddingConfig,
+    frozen: Frozen,
+    devices: Sequence[Any],
+    assumed: Assumptions,
+    *,
+    dtype: jnp.dtype = DTYPE,
+) -> Step:
+    """Lay out the step of a stage whose model is known; see `abstract_step`.
+
+    Args:
+        stage: with its mesh and memory settings.
+        config: of the model that it trains.
+        embedding: how that embeds; an MLM stage does not ask.
+        frozen: shapes of the encoders beside it.
+        devices: to compile for.
+        assumed: of the data.
+        dtype: of products.
+    """
     experts = check_experts(stage.name, config, stage.experts, stage.mesh)
     settings = stage.train
     placement = Placement.of(
@@ -152,7 +177,7 @@ def abstract_step(
     optimizer = make_optimizer(stage.optimizer, settings.steps)
     if isinstance(stage, MlmStage):
         objective = mlm_objective(placement, experts=experts)
-        project, frozen = None, Frozen()
+        project = None
         batch, lengths, assumption = mlm_batch(stage)
         masked = round(stage.data.mask_rate * lengths.sum())
     else:
@@ -163,16 +188,16 @@ def abstract_step(
             distillation=stage.teacher,
             experts=experts,
         )
-        project, frozen = bound_scale(stage.loss), _frozen(stage, assumed)
+        project = bound_scale(stage.loss)
         batch, lengths, assumption = pair_batch(stage, row_parts(mesh), assumed)
         masked = 0
 
     def fresh() -> TrainState:
         rngs, remat = nnx.Rngs(0), stage.memory.remat
         if isinstance(stage, MlmStage):
-            model = MaskedLanguageModel(config, rngs=rngs, dtype=DTYPE, remat=remat)
+            model = MaskedLanguageModel(config, rngs=rngs, dtype=dtype, remat=remat)
         else:
-            encoder = NomicBert(config, rngs=rngs, dtype=DTYPE, remat=remat)
+            encoder = NomicBert(config, rngs=rngs, dtype=dtype, remat=remat)
             model = BiEncoder.of(encoder, stage.loss)
         return TrainState.fresh(model, optimizer)
 
