@@ -5,9 +5,9 @@
 
 Both sides train the same architecture on the same batches, in float32 on a processor
 and bfloat16 elsewhere, and take turns. Random ids where only sizes matter; where the
-lengths of texts do, the pairs of the files, or else the docstrings of this Python. The
-sides of an MLM step have their best number of rows at once, PyTorch of four;
-transformers' head sees the masked tokens alone, as here.
+lengths of texts do, the pairs of the files, or else the docstrings of this Python. In
+an MLM step PyTorch has its best of four numbers of rows at once, here an accelerator
+too, a processor takes all; transformers' head sees the masked tokens alone, as here.
 """
 
 import argparse
@@ -44,10 +44,10 @@ def options_of(accelerated: bool) -> argparse.Namespace:
     parser.add_argument("--pairs", default="python", help="a pattern of JSONL files")
     parser.add_argument("--tokenizer", type=Path, help="a folder; none: one is trained")
     parser.add_argument("--limit", **number, default=4000, help="pairs of a source")
-    parser.add_argument("--text-length", **number, default=512, help="tokens, at most")
-    small = "base" if accelerated else "small"
-    parser.add_argument("--pair-size", choices=SIZES, default=small)
-    parser.add_argument("--moe-size", choices=SIZES, default=small)
+    parser.add_argument("--text-length", **number, default=512, help="tokens")
+    pair_size, moe_size = ("base",) * 2 if accelerated else ("quickstart", "small")
+    parser.add_argument("--pair-size", choices=SIZES, default=pair_size)
+    parser.add_argument("--moe-size", choices=SIZES, default=moe_size)
     parser.add_argument("--batch", **number, default=256 if accelerated else 32)
     parser.add_argument("--batches", **number, default=2, help="of pairs, in each turn")
     parser.add_argument("--steps", **number, default=24, help="of the loop")

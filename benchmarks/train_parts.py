@@ -92,7 +92,7 @@ def mlm(size: str, options: argparse.Namespace, given: Mapping[str, Any]) -> lis
         lambda rows_at_once: ours.mlm_step(
             config, batch, None if rows_at_once == rows else rows_at_once
         ),
-        fractions(rows, 4),
+        fractions(rows, 4 if accelerated else 1),
     )
     sides: dict[str, Any] = {"jax": step}
     said = {"": f"{at_once} rows at once"}
