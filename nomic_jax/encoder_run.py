@@ -9,6 +9,7 @@ from nomic_jax import hosts
 from nomic_jax.backend import default_dtype
 from nomic_jax.embedder import Embedder
 from nomic_jax.held_out import measured, while_training
+from nomic_jax.memory_budget import with_memory_settings
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.own_devices import digest, on_own_devices
 from nomic_jax.preflight import frozen_models, stores_of
@@ -22,6 +23,7 @@ from nomic_jax.training.contrastive import (
     stage_embedding,
     train_contrastive,
 )
+from nomic_jax.training.frozen import Frozen, FrozenEncoder
 from nomic_jax.training.mlm import MlmStage, first_model, train_mlm
 from nomic_jax.training.run_folder import RunFolder
 from nomic_jax.training.start import upcycled_encoder
@@ -109,6 +111,10 @@ def trained_mlm(
     carried = dataclasses.replace(carried, model=on_own_devices(first.encoder))
     label = f"before {stage.name}" if named else "random weights"
     carried = measured(carried, label, folder, "evaluation_before.json")
+    stage = with_memory_settings(
+        stage, first.encoder.config, carried.embedder.config, folder
+    )
+    first.encoder.remat = stage.memory.remat
     stores = stores_of(stage.data.stores, TEXT, out)
     model = train_mlm(
         stage,
@@ -135,6 +141,14 @@ def trained_contrastive(
         carried, embedding=stage_embedding(stage, embedder.config)
     )
     frozen = {section: loaded(named) for section, named in frozen_models(stage).items()}
+    beside = {
+        section: FrozenEncoder(other.model, other.config)
+        for section, other in frozen.items()
+    }
+    stage = with_memory_settings(
+        *(stage, embedder.model.config, trained.embedder.config, folder),
+        frozen=Frozen(**beside),
+    )
     model = train_contrastive(
         stage,
         embedder.model,

@@ -100,9 +100,18 @@ def _planned(
     """Compile a stage, or say why it does not fit."""
     from nomic_jax.plan.abstract import abstract_step
     from nomic_jax.plan.account import Account
+    from nomic_jax.plan.budget import enough_tokens, within_budget
     from nomic_jax.plan.compiled import Refusal, compile_step
     from nomic_jax.plan.table import memory_settings
 
+    if stage.memory.budget is not None:
+        memory = within_budget(
+            stage,
+            lambda stage: abstract_step(stage, before, topology.devices, assumed),
+            enough=enough_tokens(topology.chip.platform),
+            say=_say,
+        )
+        stage = dataclasses.replace(stage, memory=memory)
     step = abstract_step(stage, before, topology.devices, assumed)
     where = f"{stage.name} for {topology.name}, {memory_settings(stage)}"
     _say(f"compiling {where} ...")

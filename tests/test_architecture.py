@@ -41,6 +41,7 @@ ROOMS = (
         "held_out",
         "task_run",
         "preflight",
+        "memory_budget",
         "encoder_run",
         "curation_run",
         "recipe",

@@ -8,8 +8,9 @@ from plan_stages import MLM, PAIRS
 
 from nomic_jax.data.packing import pack_texts
 from nomic_jax.model.heads import MaskedLanguageModel
-from nomic_jax.plan.abstract import abstract_step, model_of
+from nomic_jax.plan.abstract import abstract_step
 from nomic_jax.plan.assumed import Assumptions, spread
+from nomic_jax.plan.models import model_of
 from nomic_jax.published import PUBLISHED
 from nomic_jax.sharding import MeshConfig
 from nomic_jax.training.contrastive import StageEmbedding, StartConfig

@@ -31,15 +31,25 @@ def test_the_first_of_each_kind_that_fits_is_named():
         "--mlm.memory.tokens_at_once 128",
         "--mlm.memory.tokens_at_once 512 --mlm.memory.remat full",
     ]
-    # 8, 4 and 2 rows; then the inputs alone of 16 and of 8.
-    assert [stage.memory.tokens_at_once // 64 for stage in tried] == [8, 4, 2, 16, 8]
+    # 8, 4 and 2 rows; then the products of 16, and the inputs alone of 16 and of 8.
+    rows = [stage.memory.tokens_at_once // 64 for stage in tried]
+    assert rows == [8, 4, 2, 16, 16, 8]
+    kept = [stage.memory.remat for stage in tried]
+    assert kept == [*["none"] * 3, "dots", "full", "full"]
+
+
+def test_where_products_are_kept_inputs_alone_are_less():
+    stage = dataclasses.replace(MLM, memory=MemoryConfig(remat="dots"))
+    options, tried = advised(stage, lambda stage: stage.memory.remat == "full", rows=1)
+    assert options[0] == "--mlm.memory.remat full"
+    assert tried[0].memory.remat == "full"
 
 
 def test_without_a_limit_the_way_down_begins_at_half_of_what_a_device_takes():
     _, tried = advised(MLM, lambda stage: False, rows=40)
     tokens = [stage.memory.tokens_at_once for stage in tried]
     assert tokens[:6] == [64 * n for n in (20, 10, 5, 3, 2, 1)]
-    assert tokens[6] is None  # all rows, of each layer the input
+    assert tokens[6] is None  # all rows, of each layer the products
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from nomic_jax.cli import nomic_jax as run
-from nomic_jax.plan import compiled, topology
+from nomic_jax.plan import budget, compiled, topology
 from nomic_jax.plan.chips import CHIPS
 from nomic_jax.plan.compiled import Compiled, DeviceMemory, Refusal
 from nomic_jax.plan.table import COLUMNS
@@ -84,6 +84,25 @@ def test_what_does_not_fit_is_refused_with_two_settings_that_do(capsys):
     assert "pretrain on v5e:1x1" in said.out and "mlm on" not in said.out
     for option in ("--mlm.memory.tokens_at_once 640", "--mlm.memory.remat full"):
         assert run([*command, *option.split()]) == 0
+
+
+def test_a_budget_is_turned_into_the_settings_that_meet_it(capsys, monkeypatch):
+    def step_memory(step):
+        rows = (step.stage.memory.tokens_at_once or step.columns) // 64
+        held = rows * 2**20 / (1 if step.stage.memory.remat == "none" else 2)
+        return DeviceMemory(
+            parameters=0, optimizer=0, batch=0, temporaries=held, program=0
+        )
+
+    monkeypatch.setattr(budget, "step_memory", step_memory)
+    sizes = "--mlm.train.batch_size 16 --pretrain.train.batch_size 4"
+    command = [*BOTH, *sizes.split(), "--mlm.memory.budget", str(8 / 1024)]
+    assert run(command) == 0
+    said = capsys.readouterr()
+    assert "mlm: tokens_at_once=None, remat=none does not fit: 0.02 GiB" in said.err
+    assert "1 device; tokens_at_once=all, remat=dots" in said.out
+    assert run([*command[:-1], str(0.4 / 1024)]) == 2
+    assert "GiB holds no step, not even of one row" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from nomic_jax.config import EmbeddingConfig
 from nomic_jax.model.encoder import Encoding, NomicBert
 from nomic_jax.training import steps
 from nomic_jax.training.losses import ContrastiveLoss
+from nomic_jax.training.microbatches import parts
 from nomic_jax.training.optimizer import parameter_name
 from nomic_jax.training.placement import Placement
 from nomic_jax.training.steps import BiEncoder, contrastive_objective
@@ -55,6 +56,23 @@ LAYOUTS = {  # documents of a query, and whether some of the batch stand twice
 }
 # Rows at once: what divides the 14 and the 28 rows, and what does not.
 CHUNKS = (7, 5)
+
+
+@pytest.mark.parametrize(
+    ("total", "most", "expected"),
+    [
+        (12, 4, (3, 4)),
+        (10, 3, (5, 2)),  # rather than 12 rows in four parts
+        (28, 5, (7, 4)),
+        (14, 5, (3, 5)),  # a fourth part would add two rows
+        (7, 5, (2, 4)),
+        (5, 1, (5, 1)),
+    ],
+)
+def test_few_rows_are_added_to_make_parts_equal(total, most, expected):
+    count, size = parts(total, most)
+    assert (count, size) == expected
+    assert size <= most and count * size >= total
 
 
 class Small(NomicBert):

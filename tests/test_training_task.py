@@ -41,7 +41,7 @@ from nomic_jax.tokenizer import TextTokenizer
 from nomic_jax.training.contrastive import ContrastiveStage, PairData
 from nomic_jax.training.losses import ContrastiveLoss
 from nomic_jax.training.optimizer import named_arrays
-from nomic_jax.training.placement import Placement
+from nomic_jax.training.placement import MemoryConfig, Placement
 from nomic_jax.training.run_folder import read_metrics
 from nomic_jax.training.start import StartConfig
 from nomic_jax.training.task import TaskStart, step_flops
@@ -386,6 +386,7 @@ def test_figures_of_heads_outlive_a_stage_that_starts_anew(tmp_path, monkeypatch
         (lambda s: {"start": TaskStart(model="a", stage="b")}, "name two models"),
         (lambda s: {"start": TaskStart(weights=False)}, "needs start.model"),
         (lambda s: {"data": dataclasses.replace(s.data, train="")}, "names no file"),
+        (lambda s: {"memory": MemoryConfig(budget=2.0)}, "memory.budget=2.0 is of MLM"),
         (
             lambda s: {
                 "data": dataclasses.replace(s.data, validation=()),

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,8 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
 from nomic_jax.batch import MlmBatch, PairBatch
-from nomic_jax.checkpoints.reader import headless, read_checkpoint
-from nomic_jax.config import EmbeddingConfig, ModelConfig, padded_vocabulary
+from nomic_jax.config import EmbeddingConfig, ModelConfig
 from nomic_jax.model.attention_backend import Platform
 from nomic_jax.model.attention_choice import set_attention
 from nomic_jax.model.encoder import NomicBert
@@ -25,17 +23,14 @@ from nomic_jax.plan.assumed import (
     pair_batch,
     row_length,
 )
-from nomic_jax.published import PUBLISHED, PUBLISHED_EMBEDDINGS
+from nomic_jax.plan.models import frozen_of, model_of
 from nomic_jax.sharding import batch_specs, row_parts
-from nomic_jax.training.contrastive import ContrastiveStage, stage_embedding
 from nomic_jax.training.experts import check_experts
 from nomic_jax.training.flops import forward_flops
-from nomic_jax.training.frozen import Frozen, FrozenEncoder
+from nomic_jax.training.frozen import Frozen
 from nomic_jax.training.mlm import MlmStage
-from nomic_jax.training.mlm_model import started_config
 from nomic_jax.training.optimizer import make_optimizer
 from nomic_jax.training.placement import Placement, state_places
-from nomic_jax.training.start import config_with_experts
 from nomic_jax.training.steps import (
     BiEncoder,
     TrainState,
@@ -67,63 +62,6 @@ class Step:
     attention: str  # what computes it
 
 
-def model_of(
-    stage: TrainingStage, before: Sequence[TrainingStage], assumed: Assumptions
-) -> tuple[ModelConfig, EmbeddingConfig]:
-    """Return the architecture that a stage trains, and how it embeds.
-
-    Args:
-        stage: the stage.
-        before: the training stages that precede it.
-        assumed: the vocabulary, and what to take for a model that is not here.
-
-    Raises:
-        ValueError: `assumed.model` is no published model, or does not fit the stage.
-    """
-    if isinstance(stage, MlmStage):
-        if stage.start.model:
-            given = _named(stage.start.model, assumed)[0]
-            config = started_config(stage.start, stage.model, given)
-        else:
-            config = stage.model.config(
-                vocab_size=padded_vocabulary(assumed.vocabulary), pad_token_id=0
-            )
-        return config, _plain_embedding(config)
-    if stage.start.model:
-        config, embedding = named_model(stage.start.model, assumed)
-        config = config_with_experts(stage.start, config)
-    else:
-        config, embedding = model_of(before[-1], before[:-1], assumed)
-        config = headless(config)
-    return config, stage_embedding(stage, embedding)
-
-
-def named_model(name: str, assumed: Assumptions) -> tuple[ModelConfig, EmbeddingConfig]:
-    """Return the encoder of a folder that is here, of a published model, or assumed.
-
-    Raises:
-        ValueError: it is neither, and `assumed.model` is no published model.
-    """
-    config, embedding = _named(name, assumed)
-    config = headless(config)
-    return config, embedding or _plain_embedding(config)
-
-
-def _named(
-    name: str, assumed: Assumptions
-) -> tuple[ModelConfig, EmbeddingConfig | None]:
-    if Path(name).is_dir():
-        checkpoint = read_checkpoint(Path(name))
-        return checkpoint.config, checkpoint.embedding
-    name = name.rpartition("/")[2]
-    name = name if name in PUBLISHED else assumed.model
-    if name not in PUBLISHED:
-        raise ValueError(
-            f"--model {name} is not published; known: {', '.join(PUBLISHED)}"
-        )
-    return PUBLISHED[name], PUBLISHED_EMBEDDINGS.get(name)
-
-
 def abstract_step(
     stage: TrainingStage,
     before: Sequence[TrainingStage],
@@ -143,6 +81,31 @@ def abstract_step(
             split over it, or a row holds more tokens than are taken at once.
     """
     config, embedding = model_of(stage, before, assumed)
+    frozen = frozen_of(stage, assumed, dtype=DTYPE)
+    return step_of_model(stage, config, embedding, frozen, devices, assumed)
+
+
+def step_of_model(
+    stage: TrainingStage,
+    config: ModelConfig,
+    embedding: EmbeddingConfig,
+    frozen: Frozen,
+    devices: Sequence[Any],
+    assumed: Assumptions,
+    *,
+    dtype: jnp.dtype = DTYPE,
+) -> Step:
+    """Lay out the step of a stage whose model is known; see `abstract_step`.
+
+    Args:
+        stage: with its mesh and memory settings.
+        config: of the model that it trains.
+        embedding: how that embeds; an MLM stage does not ask.
+        frozen: shapes of the encoders beside it.
+        devices: to compile for.
+        assumed: of the data.
+        dtype: of products.
+    """
     experts = check_experts(stage.name, config, stage.experts, stage.mesh)
     settings = stage.train
     placement = Placement.of(
@@ -156,7 +119,7 @@ def abstract_step(
     optimizer = make_optimizer(stage.optimizer, settings.steps)
     if isinstance(stage, MlmStage):
         objective = mlm_objective(placement, experts=experts)
-        project, frozen = None, Frozen()
+        project = None
         batch, lengths, assumption = mlm_batch(stage)
         masked = round(stage.data.mask_rate * lengths.sum())
     else:
@@ -167,7 +130,7 @@ def abstract_step(
             distillation=stage.teacher,
             experts=experts,
         )
-        project, frozen = bound_scale(stage.loss), _frozen(stage, assumed, platform)
+        project = bound_scale(stage.loss)
         batch, lengths, assumption = pair_batch(stage, row_parts(mesh), assumed)
         masked = 0
     tokens = batch.tokens if isinstance(batch, MlmBatch) else batch.texts.tokens
@@ -175,9 +138,9 @@ def abstract_step(
     def fresh() -> TrainState:
         rngs, remat = nnx.Rngs(0), stage.memory.remat
         if isinstance(stage, MlmStage):
-            model = MaskedLanguageModel(config, rngs=rngs, dtype=DTYPE, remat=remat)
+            model = MaskedLanguageModel(config, rngs=rngs, dtype=dtype, remat=remat)
         else:
-            encoder = NomicBert(config, rngs=rngs, dtype=DTYPE, remat=remat)
+            encoder = NomicBert(config, rngs=rngs, dtype=dtype, remat=remat)
             model = BiEncoder.of(encoder, stage.loss)
         return TrainState.fresh(model, optimizer)
 
@@ -185,7 +148,8 @@ def abstract_step(
     others = [each for each in (frozen.guide, frozen.teacher) if each is not None]
     state = jax.eval_shape(fresh), (frozen,) if others else ()
     encoder = state[0].model.encoder
-    encoder.platform = platform
+    for each in (encoder, *(other.encoder for other in others)):
+        each.platform = platform
     attention = set_attention(
         encoder,
         stage.compute.attention,
@@ -230,30 +194,6 @@ def platform_of(device: Any) -> Platform:
     """Return the platform of a device as attention has it."""
     known: dict[str, Platform] = {"tpu": "tpu", "cuda": "gpu", "gpu": "gpu"}
     return known.get(device.platform, "cpu")
-
-
-def _frozen(
-    stage: ContrastiveStage, assumed: Assumptions, platform: Platform
-) -> Frozen:
-    """Return the shapes of a stage's guide and teacher."""
-
-    def one(name: str) -> FrozenEncoder | None:
-        if not name:
-            return None
-        config, embedding = named_model(name, assumed)
-        encoder = NomicBert(config, rngs=nnx.Rngs(0), dtype=DTYPE)
-        encoder.platform = platform
-        return FrozenEncoder(encoder, embedding)
-
-    return jax.eval_shape(
-        lambda: Frozen(one(stage.guide.model), one(stage.teacher.model))
-    )
-
-
-def _plain_embedding(config: ModelConfig) -> EmbeddingConfig:
-    return EmbeddingConfig(
-        pooling="mean", layer_norm=False, max_length=config.trained_positions
-    )
 
 
 def _placed(array: Any, sharding: Any) -> Any:

@@ -1,14 +1,15 @@
 """The nearest settings that fit: candidates one after another, really compiled.
 
-Three things make a step smaller: fewer tokens at once, layers that keep their inputs
-alone, and parameters split over more devices. Each is tried by itself, the nearest
-value first, then all that can be had together.
+Three things make a step smaller: fewer tokens at once, layers that keep their products
+with weights, or their inputs alone, and parameters split over more devices. Each is
+tried by itself, the nearest value first, then all that can be had together.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
+from nomic_jax.model.encoder import Remat
 from nomic_jax.plan.assumed import TrainingStage, row_length
 from nomic_jax.sharding import MeshConfig
 
@@ -55,13 +56,15 @@ def ladders(
     """Yield the ways down, each from the nearest setting to the farthest."""
     smaller = list(_tokens(stage, rows))
     yield (_change(stage, tokens=tokens) for tokens in smaller)
-    if stage.memory.remat == "none":
-        whole = _change(stage, remat=True)
-        yield iter([whole, *(_change(stage, tokens=t, remat=True) for t in smaller)])
+    if stage.memory.remat != "full":
+        policies = get_args(Remat)
+        stricter = policies[policies.index(stage.memory.remat) + 1 :]
+        whole = [_change(stage, remat=remat) for remat in stricter]
+        yield iter([*whole, *(_change(stage, tokens=t, remat="full") for t in smaller)])
     wider = list(_wider(stage, devices))
     yield (_change(stage, mesh=mesh) for mesh in wider)
     least = smaller[-1] if smaller else None
-    yield (_change(stage, tokens=least, remat=True, mesh=mesh) for mesh in wider)
+    yield (_change(stage, tokens=least, remat="full", mesh=mesh) for mesh in wider)
 
 
 def _tokens(stage: TrainingStage, rows: int) -> Iterator[int]:
@@ -85,16 +88,16 @@ def _change(
     stage: TrainingStage,
     *,
     tokens: int | None = None,
-    remat: bool = False,
+    remat: Remat | None = None,
     mesh: MeshConfig | None = None,
 ) -> Setting:
     memory, options = stage.memory, {}
     if tokens is not None:
         memory = dataclasses.replace(memory, tokens_at_once=tokens)
         options["memory.tokens_at_once"] = tokens
-    if remat and memory.remat != "full":
-        memory = dataclasses.replace(memory, remat="full")
-        options["memory.remat"] = "full"
+    if remat is not None and memory.remat != remat:
+        memory = dataclasses.replace(memory, remat=remat)
+        options["memory.remat"] = remat
     if mesh is not None:
         sizes = dataclasses.asdict(mesh).items()
         options |= {f"mesh.{axis}": size for axis, size in sizes}

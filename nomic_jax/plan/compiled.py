@@ -64,29 +64,13 @@ def compile_step(step: Step, chip: Chip) -> Compiled | Refusal:
         ValueError: the compiler refuses it for another reason than memory.
     """
     traced = step.update.trace(step.state, step.batch, *step.frozen)
-    try:
-        compiled = traced.lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-        return _refusal(str(error))
-    stated = compiled.memory_analysis()
-    if stated is None:
-        raise ValueError(f"the compiler does not say what memory {chip.name} needs")
-    state = step.state
-    memory = DeviceMemory(
-        parameters=device_bytes((state.model, step.frozen)),
-        optimizer=device_bytes((state.optimizer, state.step)),
-        batch=device_bytes(step.batch),
-        temporaries=stated.temp_size_in_bytes
-        + stated.output_size_in_bytes
-        - stated.alias_size_in_bytes,
-        program=stated.generated_code_size_in_bytes,
-    )
-    if memory.total > chip.memory:  # a GPU's compiler leaves that to be found out
-        said = (
-            f"{memory.total / GIB:.2f} GiB needed ({listed(memory)}) of "
-            f"{chip.memory / GIB:.2f} GiB"
-        )
-        return Refusal(said)
+    compiled = _compiled(traced)
+    if isinstance(compiled, Refusal):
+        return compiled
+    memory = _memory(step, compiled)
+    # A GPU's compiler leaves that to be found out.
+    if memory.total > chip.memory:
+        return over(memory, chip.memory)
     program = read_program(compiled.as_text())
     devices = 1 if step.mesh is None else step.mesh.size
     # Other compilers call libraries, whose products their programs do not show.
@@ -98,6 +82,46 @@ def compile_step(step: Step, chip: Chip) -> Compiled | Refusal:
         else devices * counted,
         traffic=memory_traffic(program),
         collectives=tuple(find_collectives(program, devices=devices)),
+    )
+
+
+def step_memory(step: Step) -> DeviceMemory | Refusal:
+    """Compile a step for its devices, and say what one of them must hold.
+
+    Raises:
+        ValueError: the compiler refuses it for another reason than memory.
+    """
+    compiled = _compiled(step.update.trace(step.state, step.batch, *step.frozen))
+    return compiled if isinstance(compiled, Refusal) else _memory(step, compiled)
+
+
+def over(memory: DeviceMemory, available: float) -> Refusal:
+    """Say what is needed of how many bytes there are."""
+    return Refusal(
+        f"{memory.total / GIB:.2f} GiB needed ({listed(memory)}) of "
+        f"{available / GIB:.2f} GiB"
+    )
+
+
+def _compiled(traced: Any) -> Any:
+    try:
+        return traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        return _refusal(str(error))
+
+
+def _memory(step: Step, compiled: Any) -> DeviceMemory:
+    stated, state = compiled.memory_analysis(), step.state
+    if stated is None:
+        raise ValueError("the compiler does not say what memory the step needs")
+    return DeviceMemory(
+        parameters=device_bytes((state.model, step.frozen)),
+        optimizer=device_bytes((state.optimizer, state.step)),
+        batch=device_bytes(step.batch),
+        temporaries=stated.temp_size_in_bytes
+        + stated.output_size_in_bytes
+        - stated.alias_size_in_bytes,
+        program=stated.generated_code_size_in_bytes,
     )
 
 

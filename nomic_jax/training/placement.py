@@ -28,13 +28,24 @@ class MemoryConfig:
     tokens_at_once: int | None = None  # of a device's rows, padding too; None: all
     # what a layer keeps for its backward pass: all, products with weights, its input
     remat: Remat = "none"
+    # GiB of a device that a step may need: the first settings that do are taken, of
+    # those above; see plan.budget. None: the two above stand as they are.
+    budget: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a number of tokens that holds none.
+        """Refuse a number of tokens that holds none, and a budget beside it.
 
         Raises:
             ValueError: with the number.
         """
+        if self.budget is not None and (
+            self.budget <= 0 or self.tokens_at_once is not None or self.remat != "none"
+        ):
+            raise ValueError(
+                f"budget={self.budget} GiB must be above 0, and says what becomes of "
+                f"tokens_at_once={self.tokens_at_once} and remat={self.remat!r}: leave "
+                "them at None and 'none', or leave the budget out"
+            )
         if self.tokens_at_once is not None and self.tokens_at_once < 1:
             raise ValueError(
                 f"tokens_at_once={self.tokens_at_once} must be at least 1, or None"

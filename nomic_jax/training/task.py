@@ -73,6 +73,11 @@ class TaskStage:
         """
         if not self.data.train:
             raise ValueError(f"{self.name}: data.train='' names no file of examples")
+        if self.memory.budget is not None:
+            raise ValueError(
+                f"{self.name}: memory.budget={self.memory.budget} is of MLM and "
+                "contrastive stages; set memory.tokens_at_once and memory.remat"
+            )
         if self.train.tasks:
             raise ValueError(
                 f"{self.name}: train.tasks={self.train.tasks} measure embeddings; of a "
