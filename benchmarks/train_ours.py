@@ -24,6 +24,7 @@ from nomic_jax.sharding import MeshConfig
 from nomic_jax.store.store import open_stores
 from nomic_jax.training.experts import ExpertsConfig
 from nomic_jax.training.losses import ContrastiveLoss, contrastive_loss
+from nomic_jax.training.mlm_objective import mlm_objective
 from nomic_jax.training.optimizer import OptimizerConfig, make_optimizer
 from nomic_jax.training.placement import MemoryConfig, Placement
 from nomic_jax.training.steps import (
@@ -31,7 +32,6 @@ from nomic_jax.training.steps import (
     TrainState,
     contrastive_objective,
     make_update,
-    mlm_objective,
 )
 
 LOSS = ContrastiveLoss(temperature=0.05)

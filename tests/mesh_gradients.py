@@ -42,12 +42,12 @@ from nomic_jax.sharding import (
 from nomic_jax.sharding_rules import shardings
 from nomic_jax.training.experts import ExpertsConfig
 from nomic_jax.training.losses import ContrastiveLoss
+from nomic_jax.training.mlm_objective import mlm_objective
 from nomic_jax.training.optimizer import parameter_name
 from nomic_jax.training.placement import Placement
 from nomic_jax.training.steps import (
     BiEncoder,
     contrastive_objective,
-    mlm_objective,
 )
 
 SHAPE = {

@@ -144,3 +144,10 @@ def test_a_mesh_that_does_not_fit_the_devices_given_is_refused():
     pair = change(MLM, mesh=MeshConfig(data=2))
     with pytest.raises(ValueError, match="does not fit 3 devices"):
         abstract_step(pair, [], [None] * 3, Assumptions())
+
+
+@pytest.mark.parametrize(("at_once", "forwards"), [(None, 0), (128, 1)])
+def test_a_contrastive_step_in_microbatches_repeats_its_forward_pass(at_once, forwards):
+    memory = dataclasses.replace(PAIRS.memory, tokens_at_once=at_once)
+    step = abstract_step(change(PAIRS, memory=memory), [MLM], ONE, Assumptions())
+    assert step.twice and step.repeated == forwards * step.flops / 3

@@ -17,7 +17,7 @@ from nomic_jax.plan.abstract import abstract_step
 from nomic_jax.plan.arithmetic import product_flops
 from nomic_jax.plan.assumed import Assumptions
 from nomic_jax.published import PUBLISHED
-from nomic_jax.training.flops import forward_flops
+from nomic_jax.training.flops import forward_flops, mixing_flops
 
 
 def flops_of(function, *arrays):
@@ -83,13 +83,16 @@ def test_a_step_with_experts_computes_the_models_flops():
     def loss(model):
         return model(tokens).sum()
 
-    for remat, forwards in (("none", 3), ("full", 4)):
+    lengths = np.full(4, 64)
+    forward = forward_flops(config, lengths)
+    again = {"none": 0, "dots": mixing_flops(config, lengths), "full": forward}
+    for remat, repeated in again.items():
         model = jax.eval_shape(
             lambda remat=remat: NomicBert(config, rngs=nnx.Rngs(0), remat=remat)
         )
         found = flops_of(jax.grad(loss), model)
         # The embeddings take no products, and so no gradient's product either.
-        assert found == forwards * forward_flops(config, np.full(4, 64)), remat
+        assert found == 3 * forward + repeated, remat
 
 
 def test_experts_take_a_tpu_little_more_than_an_mlp_of_the_active_parameters():
@@ -121,7 +124,14 @@ def test_experts_take_a_tpu_little_more_than_an_mlp_of_the_active_parameters():
 
 @pytest.mark.parametrize(
     ("tokens_at_once", "remat", "forwards"),
-    [(None, "none", 3), (None, "full", 4), (128, "none", 4), (128, "full", 5)],
+    [
+        (None, "none", 3),
+        (None, "dots", 3),
+        (None, "full", 4),
+        (128, "none", 3),
+        (128, "dots", 3),
+        (128, "full", 4),
+    ],
 )
 def test_a_step_computes_the_models_flops_and_what_memory_settings_repeat(
     tokens_at_once, remat, forwards
@@ -135,6 +145,8 @@ def test_a_step_computes_the_models_flops_and_what_memory_settings_repeat(
     masked = step.batch.positions.size  # room for more than there are on average
     encoder = forward_flops(config, lengths)
     head = forward_flops(config, lengths, masked=masked) - encoder
-    repeated = 3 + (tokens_at_once is not None)
     found = product_flops(step.update.trace(step.state, step.batch).jaxpr.jaxpr)
-    assert found == forwards * encoder + repeated * head
+    mixing = (remat == "dots") * mixing_flops(config, lengths)
+    assert found == forwards * encoder + mixing + 3 * head
+    again = (forwards - 3) * encoder + mixing
+    assert step.repeated == again and not step.twice

@@ -12,18 +12,30 @@ from nomic_jax.plan.chips import GIB
 from nomic_jax.plan.compiled import step_memory
 from nomic_jax.training.placement import MemoryConfig
 
+ALL = [(None, "none"), (None, "dots"), (None, "full")]
+LARGE = [
+    *((256, "none"), (128, "none")),
+    *((256, "dots"), (128, "dots")),
+    *((256, "full"), (128, "full")),
+]
+SMALL = [(64, "none"), (64, "dots"), (64, "full")]
 
-def test_what_repeats_less_comes_first_and_microbatches_stay_large():
-    tried = [
-        (each.tokens_at_once, each.remat) for each in candidates(8, 64, enough=128)
-    ]
-    assert tried == [
-        *((None, remat) for remat in ("none", "dots", "full")),
-        *((256, "none"), (128, "none")),
-        *((256, "dots"), (128, "dots"), (256, "full"), (128, "full")),
-        *((64, remat) for remat in ("none", "dots", "full")),
-    ]
-    assert all(each.budget is None for each in candidates(8, 64, enough=128))
+
+@pytest.mark.parametrize(
+    ("twice", "first"),
+    [
+        (True, [*ALL, *LARGE]),
+        # Microbatches repeat nothing, so layers repeat nothing as long as any fits.
+        (
+            False,
+            [ALL[0], *LARGE[:2], ALL[1], *LARGE[2:4], ALL[2], *LARGE[4:]],
+        ),
+    ],
+)
+def test_what_repeats_less_comes_first_and_microbatches_stay_large(twice, first):
+    found = list(candidates(8, 64, enough=128, twice=twice))
+    assert [(each.tokens_at_once, each.remat) for each in found] == [*first, *SMALL]
+    assert all(each.budget is None for each in found)
 
 
 def step_of(stage):
@@ -42,7 +54,7 @@ def test_the_first_settings_that_fit_a_budget_are_taken(fast_compilation, monkey
     monkeypatch.setattr(budget, "step_memory", measured)
     settings = dataclasses.replace(MLM.train, batch_size=4)
     stage = dataclasses.replace(MLM, train=settings)
-    tried = list(candidates(4, 64, enough=128))
+    tried = list(candidates(4, 64, enough=128, twice=False))
     totals = [
         measured(step_of(dataclasses.replace(stage, memory=memory))).total
         for memory in tried

@@ -23,6 +23,7 @@ from nomic_jax.training.checkpoints import Checkpoints
 from nomic_jax.training.finite import keep_if_finite
 from nomic_jax.training.loop import LoopConfig, train
 from nomic_jax.training.losses import ContrastiveLoss
+from nomic_jax.training.mlm_objective import mlm_objective
 from nomic_jax.training.optimizer import (
     OptimizerConfig,
     learning_rate,
@@ -35,7 +36,6 @@ from nomic_jax.training.steps import (
     TrainState,
     contrastive_objective,
     make_update,
-    mlm_objective,
 )
 
 STEPS = 12

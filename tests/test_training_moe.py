@@ -22,9 +22,10 @@ from nomic_jax.training.losses import (
     ContrastiveLoss,
     contrastive_loss,
 )
+from nomic_jax.training.mlm_objective import mlm_objective
 from nomic_jax.training.optimizer import decay_mask, parameter_name
 from nomic_jax.training.placement import Placement
-from nomic_jax.training.steps import BiEncoder, contrastive_objective, mlm_objective
+from nomic_jax.training.steps import BiEncoder, contrastive_objective
 
 LOSS = ContrastiveLoss(temperature=0.2)
 EMBEDDING = EmbeddingConfig(pooling="mean", layer_norm=False, max_length=12)

@@ -15,6 +15,7 @@ from nomic_jax.data.packing import Packing, pack_texts
 from nomic_jax.model.encoder import Encoding, NomicBert
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.training.losses import ContrastiveLoss
+from nomic_jax.training.mlm_objective import mlm_objective
 from nomic_jax.training.optimizer import parameter_name
 from nomic_jax.training.steps import (
     BiEncoder,
@@ -22,7 +23,6 @@ from nomic_jax.training.steps import (
     bound_scale,
     contrastive_objective,
     make_update,
-    mlm_objective,
 )
 
 LOSS = ContrastiveLoss(temperature=0.05)

@@ -15,7 +15,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
+
+from nomic_jax.model.linear import PRODUCT
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +70,8 @@ def grouped_product(
     """
     kernel = kernel or platform_kernel()
     named = Kernel(*map(_named, GROUPED, kernel))
-    return _product(named, rows, matrices, sizes)
+    # As of other products with weights, a layer may keep what comes out.
+    return checkpoint_name(_product(named, rows, matrices, sizes), PRODUCT)
 
 
 def _named(name: str, function: Callable) -> Callable:

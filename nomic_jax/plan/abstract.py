@@ -26,9 +26,10 @@ from nomic_jax.plan.assumed import (
 from nomic_jax.plan.models import frozen_of, model_of
 from nomic_jax.sharding import batch_specs, row_parts
 from nomic_jax.training.experts import check_experts
-from nomic_jax.training.flops import forward_flops
+from nomic_jax.training.flops import forward_flops, mixing_flops
 from nomic_jax.training.frozen import Frozen
 from nomic_jax.training.mlm import MlmStage
+from nomic_jax.training.mlm_objective import mlm_objective
 from nomic_jax.training.optimizer import make_optimizer
 from nomic_jax.training.placement import Placement, state_places
 from nomic_jax.training.steps import (
@@ -37,7 +38,6 @@ from nomic_jax.training.steps import (
     bound_scale,
     contrastive_objective,
     make_update,
-    mlm_objective,
 )
 
 DTYPE = jnp.dtype("bfloat16")  # of matmuls, as on every accelerator
@@ -55,6 +55,7 @@ class Step:
     batch: MlmBatch | PairBatch
     tokens: int  # real ones of a step
     rows: int  # that a device takes in all
+    twice: bool  # microbatches compute the forward pass again
     columns: int  # of all rows, padding counted
     flops: float  # of the model in a step, both ways
     repeated: float  # of what memory settings have computed again
@@ -167,7 +168,10 @@ def step_of_model(
         )
         batch_places = jax.tree.map(functools.partial(NamedSharding, mesh), specs)
     forward = forward_flops(config, lengths, masked=masked)
+    again = {"none": 0.0, "dots": mixing_flops(config, lengths)}
+    again["full"] = forward_flops(config, lengths)
     rows = tokens.ids.shape[0] // row_parts(mesh)
+    twice = not isinstance(stage, MlmStage) or experts is not None
     once = sum(forward_flops(each.encoder.config, lengths) for each in others)
     placed, further = jax.tree.map(_placed, state, places)
     return Step(
@@ -181,10 +185,11 @@ def step_of_model(
         jax.tree.map(_placed, batch, batch_places),
         tokens=int(lengths.sum()),
         rows=rows,
+        twice=twice,
         columns=tokens.ids.size,
         flops=3 * forward + once,
-        repeated=forward * placement.in_parts(rows)
-        + forward_flops(config, lengths) * (stage.memory.remat == "full"),
+        repeated=forward * (twice and placement.in_parts(rows))
+        + again[stage.memory.remat],
         assumed=assumption,
         attention=attention,
     )

@@ -1,8 +1,9 @@
 """The settings that keep a step within a budget of memory, found by compiling it.
 
 In the order of what they repeat: nothing; a layer's activations, or all of a layer;
-and, in microbatches, the forward pass. A microbatch has tokens enough to fill the
-device as long as there is any that fits. No setting changes the gradient.
+and, in microbatches whose results meet in one loss, the forward pass. A microbatch has
+tokens enough to fill the device as long as there is any that fits. No setting changes
+the gradient.
 """
 
 import dataclasses
@@ -37,8 +38,10 @@ def within_budget(
     """
     budget, refused = stage.memory.budget, None
     assert budget is not None
-    rows = step_of(stage).rows
-    for memory in candidates(rows, row_length(stage), enough=enough):
+    step = step_of(stage)
+    for memory in candidates(
+        step.rows, row_length(stage), enough=enough, twice=step.twice
+    ):
         needed = step_memory(step_of(dataclasses.replace(stage, memory=memory)))
         if not isinstance(needed, Refusal) and needed.total > budget * GIB:
             needed = over(needed, budget * GIB)
@@ -62,13 +65,16 @@ def enough_tokens(platform: str) -> int:
     return 2048 if platform == "cpu" else 16_384
 
 
-def candidates(rows: int, row_length: int, *, enough: int) -> Iterator[MemoryConfig]:
+def candidates(
+    rows: int, row_length: int, *, enough: int, twice: bool
+) -> Iterator[MemoryConfig]:
     """Yield settings, those that repeat less first, then those that need less.
 
     Args:
         rows: that a device takes in all.
         row_length: tokens of one.
         enough: tokens that fill a device.
+        twice: microbatches compute the forward pass again.
     """
     policies: tuple[Remat, ...] = get_args(Remat)
     sizes = [rows]
@@ -76,8 +82,11 @@ def candidates(rows: int, row_length: int, *, enough: int) -> Iterator[MemoryCon
         sizes.append((sizes[-1] + 1) // 2)
     tokens = [size * row_length for size in sizes[1:]]
     large = [each for each in tokens if each >= enough]
-    yield from (MemoryConfig(remat=remat) for remat in policies)
+    if twice:
+        yield from (MemoryConfig(remat=remat) for remat in policies)
     for remat in policies:
+        if not twice:
+            yield MemoryConfig(remat=remat)
         yield from (MemoryConfig(tokens_at_once=each, remat=remat) for each in large)
     for each in tokens[len(large) :]:
         yield from (MemoryConfig(tokens_at_once=each, remat=r) for r in policies)

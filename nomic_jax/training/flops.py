@@ -65,9 +65,21 @@ def forward_flops(
     total = 2 * width * (width + config.vocab_size) * masked
     for place in layer_places(config):
         per_token = 8 * width**2 + mlp_flops(config, sparse=place.sparse)
+        total += len(place.layers) * tokens * per_token
+    return float(total) + mixing_flops(config, lengths)
+
+
+def mixing_flops(config: ModelConfig, lengths: np.ndarray) -> float:
+    """Count those FLOPs of a forward pass that tokens look at one another by.
+
+    Args:
+        config: the architecture.
+        lengths: tokens of each text, padding not counted.
+    """
+    lengths, total = np.asarray(lengths, np.int64), 0
+    for place in layer_places(config):
         window = config.local_window if place.local else None
-        pairs = attended(lengths, window)
-        total += len(place.layers) * (tokens * per_token + 4 * width * pairs)
+        total += 4 * config.width * attended(lengths, window) * len(place.layers)
     return float(total)
 
 

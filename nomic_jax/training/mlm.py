@@ -26,6 +26,7 @@ from nomic_jax.training.experts import ExpertsConfig, check_experts
 from nomic_jax.training.flops import flops_per_token
 from nomic_jax.training.loop import LoopConfig, train
 from nomic_jax.training.mlm_model import ModelSize, started_model
+from nomic_jax.training.mlm_objective import mlm_objective
 from nomic_jax.training.optimizer import (
     OptimizerConfig,
     learning_rate,
@@ -34,7 +35,7 @@ from nomic_jax.training.optimizer import (
 from nomic_jax.training.placement import MemoryConfig, Placement, place_state
 from nomic_jax.training.run_folder import RunFolder
 from nomic_jax.training.start import StartConfig
-from nomic_jax.training.steps import TrainState, make_update, mlm_objective
+from nomic_jax.training.steps import TrainState, make_update
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -111,7 +111,7 @@ class Placement:
         return cls(made, memory.tokens_at_once // row_length, unroll, masked)
 
     def in_parts(self, rows: int) -> bool:
-        """Say whether a device takes its rows in parts, and so computes them twice."""
+        """Say whether a device takes its rows in parts."""
         return self.most_rows is not None and self.most_rows < rows
 
 

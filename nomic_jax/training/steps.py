@@ -15,14 +15,12 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int32, Key
 
-from nomic_jax.batch import MlmBatch, PairBatch, as_pytree
+from nomic_jax.batch import PairBatch, as_pytree
 from nomic_jax.config import EmbeddingConfig
 from nomic_jax.model.encoder import NomicBert
-from nomic_jax.model.heads import MaskedLanguageModel
-from nomic_jax.sharding import REPEATED, constrain, over_data, shared
+from nomic_jax.sharding import REPEATED, constrain, shared
 from nomic_jax.training.distillation import TeacherConfig, distillation_loss
-from nomic_jax.training.dropout_keys import row_numbers, token_keys
-from nomic_jax.training.experts import ExpertsConfig, balanced, encode_counting
+from nomic_jax.training.experts import ExpertsConfig, balanced
 from nomic_jax.training.finite import keep_if_finite
 from nomic_jax.training.frozen import Frozen, FrozenEncoder
 from nomic_jax.training.losses import (
@@ -30,10 +28,8 @@ from nomic_jax.training.losses import (
     bounded_log_scale,
     contrastive_loss,
 )
-from nomic_jax.training.microbatches import in_microbatches
-from nomic_jax.training.mlm_loss import masked_cross_entropy
 from nomic_jax.training.optimizer import like_named, named_arrays
-from nomic_jax.training.placement import Placement, keep_placed, parameter_names
+from nomic_jax.training.placement import Placement, keep_placed
 from nomic_jax.training.vectors import pair_vectors
 
 Metrics: TypeAlias = Mapping[str, Float32[Array, ""]]
@@ -114,53 +110,6 @@ def make_update(
 
 
 ONE_DEVICE = Placement()
-
-
-def mlm_objective(
-    placement: Placement = ONE_DEVICE, *, experts: ExpertsConfig | None = None
-) -> Objective:
-    """Mean cross-entropy of the masked tokens; only they go through the head.
-
-    The mean is over the masked tokens of the whole batch, whatever their number in each
-    microbatch and on each device.
-
-    Args:
-        placement: the mesh, and the rows of a microbatch.
-        experts: what is done about their load; None where the encoder has none.
-    """
-
-    def objective(model: MaskedLanguageModel, batch: MlmBatch, key: Key[Array, ""]):
-        def sums(model, batch, numbers, key):
-            def one(rows):
-                batch, numbers, real = rows
-                segments = jnp.asarray(batch.tokens.segment_ids)
-                keys = token_keys(key, numbers, segments)
-                hidden, routing = encode_counting(
-                    *(model.encoder, batch.tokens, keys, real, experts),
-                    unroll=placement.unroll,
-                )
-                table = model.encoder.word_embedding.embedding[...]
-                summed = masked_cross_entropy(
-                    *(model.head, table, hidden, batch), block=placement.masked_at_once
-                )
-                return *summed, routing
-
-            rows = batch, numbers, jnp.ones(len(numbers), bool)
-            return in_microbatches(one, rows, most=placement.most_rows)
-
-        batch = jax.tree.map(jnp.asarray, batch)
-        everywhere = over_data(
-            sums,
-            placement.mesh,
-            names=parameter_names(model),
-            splits=(True, True, False),
-        )
-        numbers = row_numbers(len(batch.tokens.ids))
-        totals, counts, routing = everywhere(model, batch, numbers, key)
-        value = totals.sum() / jnp.maximum(counts.sum(), 1)
-        return balanced(value, {}, routing, experts)
-
-    return objective
 
 
 @as_pytree
