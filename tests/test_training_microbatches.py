@@ -18,9 +18,10 @@ if __name__ == "__main__":
 from nomic_jax.batch import PackedTexts, PairBatch, Tokens
 from nomic_jax.config import EmbeddingConfig
 from nomic_jax.model.encoder import Encoding, NomicBert
+from nomic_jax.plan.arithmetic import product_flops
 from nomic_jax.training import steps
 from nomic_jax.training.losses import ContrastiveLoss
-from nomic_jax.training.microbatches import parts
+from nomic_jax.training.microbatches import parts, summed_in_microbatches
 from nomic_jax.training.optimizer import parameter_name
 from nomic_jax.training.placement import Placement
 from nomic_jax.training.steps import BiEncoder, contrastive_objective
@@ -138,6 +139,42 @@ def worst_error(fields, batch, most):
             for name, expected in gradient.items()
         ),
     )
+
+
+@pytest.mark.parametrize("most", [4, 3])
+def test_a_sum_in_parts_has_the_gradient_of_the_whole_and_repeats_nothing(most):
+    random = np.random.default_rng(0)
+    rows = jnp.asarray(random.normal(size=(8, 5)), jnp.float32), jnp.ones(8, bool)
+    weights = {
+        name: jnp.asarray(random.normal(size=shape), jnp.float32)
+        for name, shape in {"into": (5, 6), "out": (6, 2)}.items()
+    }
+
+    def summed(weights, rows, scale):
+        x, real = rows
+        out = jnp.tanh(x @ weights["into"]) @ weights["out"]
+        return scale * jnp.sum(real[:, None] * out**2), (real.sum(), None)
+
+    def mean(weights, most):
+        total, (count, nothing) = summed_in_microbatches(
+            summed, weights, rows, jnp.float32(2), most=most
+        )
+        assert nothing is None
+        return total / count
+
+    both = jax.value_and_grad(mean)
+    value, gradient = both(weights, most)
+    expected, whole = both(weights, None)
+    # Sums of eight rows in another order, which is a few roundings of the largest.
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    for name, array in whole.items():
+        bound = 1e-6 * np.abs(array).max()
+        np.testing.assert_allclose(gradient[name], array, atol=bound, err_msg=name)
+    count, size = parts(8, most)
+    forward = 2 * count * size * (5 * 6 + 6 * 2)
+    backward = 2 * forward - 2 * count * size * 5 * 6  # x needs no gradient
+    traced = jax.make_jaxpr(lambda weights: both(weights, most))(weights)
+    assert product_flops(traced.jaxpr) == forward + backward
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
