@@ -44,10 +44,8 @@ def mlm_objective(
                 )
                 return summed, (count, routing)
 
-            rows, most = (
-                (batch, numbers, jnp.ones(len(numbers), bool)),
-                placement.most_rows,
-            )
+            rows = batch, numbers, jnp.ones(len(numbers), bool)
+            most = placement.most_rows
             if experts is None:
                 found = summed_in_microbatches(one, model, rows, key, most=most)
                 return jax.tree.map(lambda each: each[None], found)
