@@ -48,15 +48,17 @@ def test_the_compiler_computes_the_products_it_was_given(made):
 
 
 def test_what_is_outside_the_model_is_the_slots_and_the_scores_again(made):
-    # In a step of 3 forward passes, or 4 where they are repeated, 1 of its attention's
-    # 6 products is the scores', computed again, and the head has 366 slots for the 307
-    # masked tokens of a row. By hand, of width 128, 2 layers and 1,000 tokens:
+    # In a step of 3 forward passes 1 of its attention's 6 products is the scores',
+    # computed again, and the head has 366 slots for the 307 masked tokens of a row; the
+    # 4 rows of a device at once fill 2 blocks of 1,024, which are 512 a row.
+    # By hand, of width 128, 2 layers and 1,000 tokens:
     width, length, layers, vocabulary = 128, 1024, 2, 1024
     attention = layers * 4 * width * length
     body = layers * (8 * width**2 + 6 * width * 256) + attention
-    head = 2 * width * (width + vocabulary)
-    for tokens, passes in (("None", 3), (str(length), 4)):
-        model = passes * (length * body + 307 * head)
-        extra = length * attention / 2 + passes * 59 * head
+    transform, decoder = 2 * width**2, 2 * width * vocabulary
+    model = 3 * (length * body + 307 * (transform + decoder))
+    for tokens, in_blocks in (("None", 512), (str(length), 366)):
+        slots = (366 - 307) * transform + (in_blocks - 307) * decoder
+        extra = length * attention / 2 + 3 * slots
         found = made["step"][f"data, {tokens}"]["outside"]
         assert found == pytest.approx(extra / (model + extra), rel=0.01)

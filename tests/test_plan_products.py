@@ -80,10 +80,13 @@ def test_a_kernel_that_says_nothing_of_itself_is_not_counted():
     assert compiled_flops(read_program(TPU.replace("NAME", "ragged_dot"))) is None
 
 
-def test_a_kernel_reads_keys_and_values_again_for_each_tile_of_queries():
-    text = TPU.replace("NAME", "splash_forward_all")
-    plain = memory_traffic(read_program(TPU.replace("NAME", "another")))
+@pytest.mark.parametrize(("rows", "queries"), [(2, "bf16[2,4,"), (1, "bf16[4,")])
+def test_a_kernel_reads_keys_and_values_again_for_each_tile_of_queries(rows, queries):
+    # The compiler drops the axis of rows where there is one.
+    tpu = TPU.replace("bf16[2,4,1024,64]{3,2,1,0}", queries + "1024,64]")
+    text = tpu.replace("NAME", "splash_forward_all")
+    plain = memory_traffic(read_program(tpu.replace("NAME", "another")))
     # Two tiles of 512 queries: all keys and values once more; and ids of segments, four
     # bytes 128 times side by side, for three more heads.
-    again = 2 * 4 * 1024 * 64 * 2 * 2 + 2 * 3 * 1024 * 128 * 4
+    again = rows * 4 * 1024 * 64 * 2 * 2 + rows * 3 * 1024 * 128 * 4
     assert memory_traffic(read_program(text)) == plain + again

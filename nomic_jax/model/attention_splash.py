@@ -190,7 +190,7 @@ def pass_flops(text: str, shape: Sequence[int]) -> float:
 
     Args:
         text: that holds its name.
-        shape: of its queries, B H S K.
+        shape: of its queries, B H S K, or H S K where the compiler dropped a B of 1.
     """
     if not (found := PASS.search(text)):
         return 0.0
@@ -209,16 +209,17 @@ def read_again(text: str, shape: Sequence[int], size: int) -> float:
 
     Args:
         text: that holds its name.
-        shape: of its queries, B H S K.
+        shape: of its queries, B H S K, or H S K where the compiler dropped a B of 1.
         size: bytes of a number.
     """
     if not (found := PASS.search(text)):
         return 0.0
-    batch, heads, columns, width = shape
+    *batch, heads, columns, width = shape
+    rows = math.prod(batch)
     tile = tiled(columns)[1]
     loads = pairs(columns, _window(found)) / tile - columns
-    again = 2.0 * batch * heads * loads * width * size
-    ids = batch * (heads - 1) * columns * LANES * 4
+    again = 2.0 * rows * heads * loads * width * size
+    ids = rows * (heads - 1) * columns * LANES * 4
     return again + ids if found[1] == "forward" else again
 
 
