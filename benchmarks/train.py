@@ -2,6 +2,7 @@
 
     python benchmarks/train.py [--parts mlm pairs moe input] [--sizes quickstart base]
         [--pairs 'FOLDER/*.jsonl.gz' --tokenizer FOLDER]
+    python benchmarks/train.py --parts examples --examples FILE.jsonl --tokenizer FOLDER
 
 Both sides train the same architecture on the same batches, in float32 on a processor
 and bfloat16 elsewhere, and take turns. Random ids where only sizes matter; where the
@@ -18,6 +19,7 @@ from typing import Any
 from nomic_jax.allocator import keep_freed_memory
 
 PARTS = ("mlm", "moe", "pairs", "input")
+EXAMPLES = "examples"  # of a task, which only a file has
 SIZES = ("tiny", "quickstart", "small", "base")
 
 
@@ -25,7 +27,7 @@ def options_of(accelerated: bool) -> argparse.Namespace:
     """Read the command line; what is large depends on the device."""
     parser = argparse.ArgumentParser(description=__doc__)
     number = {"type": int}
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=(*PARTS, EXAMPLES), default=PARTS)
     parser.add_argument(
         "--sizes",
         nargs="+",
@@ -51,7 +53,10 @@ def options_of(accelerated: bool) -> argparse.Namespace:
     parser.add_argument("--batch", **number, default=256 if accelerated else 32)
     parser.add_argument("--batches", **number, default=2, help="of pairs, in each turn")
     parser.add_argument("--steps", **number, default=24, help="of the loop")
+    parser.add_argument("--examples", help="sentences and labels, as for `glue`")
     options = parser.parse_args()
+    if EXAMPLES in options.parts and not (options.examples and options.tokenizer):
+        parser.error("--parts examples needs --examples FILE and --tokenizer FOLDER")
     options.what = "docstrings" if options.pairs == "python" else "real pairs"
     return options
 
@@ -92,6 +97,8 @@ def main() -> None:
             record("train", parts.mlm(size, options, given), given)
     if "moe" in options.parts:
         record("train", parts.moe(options, given), given)
+    if EXAMPLES in options.parts:
+        record("train", parts.examples(options, given), given)
     if {"pairs", "input"} & set(options.parts):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

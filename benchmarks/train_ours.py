@@ -12,16 +12,23 @@ import numpy as np
 from flax import nnx
 
 from nomic_jax.backend import default_dtype
-from nomic_jax.batch import MlmBatch, PackedTexts, PairBatch, Tokens
+from nomic_jax.batch import MlmBatch, PackedTexts, PairBatch, TaskBatch, Tokens
 from nomic_jax.config import EmbeddingConfig, ModelConfig
 from nomic_jax.data.mlm import Masking, corrupt
 from nomic_jax.data.pairs import PairBatches
 from nomic_jax.data.schedule import Schedule
+from nomic_jax.data.task_batches import TaskBatches, padded
+from nomic_jax.data.task_config import HeadConfig, TaskData
+from nomic_jax.data.task_examples import labels_of
+from nomic_jax.data.task_lines import read_examples
+from nomic_jax.data.task_sets import TaskEncoding
 from nomic_jax.model.encoder import NomicBert
-from nomic_jax.model.heads import MaskedLanguageModel
+from nomic_jax.model.head_classifiers import TextClassifier
+from nomic_jax.model.heads import EncoderWithHead, MaskedLanguageModel
 from nomic_jax.model.pooling import embed
 from nomic_jax.sharding import MeshConfig
 from nomic_jax.store.store import open_stores
+from nomic_jax.tokenizer import TextTokenizer, bucket
 from nomic_jax.training.experts import ExpertsConfig
 from nomic_jax.training.losses import ContrastiveLoss, contrastive_loss
 from nomic_jax.training.mlm_objective import mlm_objective
@@ -33,6 +40,8 @@ from nomic_jax.training.steps import (
     contrastive_objective,
     make_update,
 )
+from nomic_jax.training.task_model import config_with_head
+from nomic_jax.training.task_objective import task_objective
 
 LOSS = ContrastiveLoss(temperature=0.05)
 EMBEDDING = EmbeddingConfig(pooling="mean", layer_norm=False, max_length=2048)
@@ -42,6 +51,7 @@ OPTIMIZER = make_optimizer(
     ),
     1_000_000,  # steps of the schedule; far fewer are taken
 )
+HEAD = HeadConfig(kind="sequence_classification", problem="one_label", dropout=0.1)
 SPECIAL = (0, 101, 102, 103)  # padding, and what is never masked
 
 
@@ -99,6 +109,34 @@ def real_pairs(folder: Path, *, pairs: int, length: int) -> PairBatches:
         pad_id=0,
         seed=0,
     )
+
+
+def labelled(file: str, tokenizer: Path) -> TaskBatches:
+    """The batches of 16 that `nomic-jax glue` takes from a file of its own."""
+    data = TaskData(max_length=128)
+    examples = read_examples(file, HEAD, data)
+    encoding = TaskEncoding(
+        HEAD,
+        data,
+        TextTokenizer.from_folder(tokenizer),
+        types=True,
+        labels=labels_of(examples, HEAD),
+    )
+    return TaskBatches(
+        "bench",
+        encoding.rows(examples),
+        batch_size=16,
+        seed=0,
+        pad_id=0,
+        max_length=data.max_length,
+    )
+
+
+def rows_apart(batches: TaskBatches, step: int) -> TaskBatch:
+    """A step's examples in rows of their own, as long as the longest of them needs."""
+    rows = batches.source.rows(batches.examples(step), step)
+    length = min(bucket(max(map(len, rows.ids))), batches.max_length)
+    return padded(rows, length=length, pad_id=batches.pad_id)
 
 
 def sides_apart(batch: PairBatch) -> tuple[Tokens, Tokens]:
@@ -170,7 +208,7 @@ def placement(rows: int | None, length: int, remat: str = "none") -> Placement:
 def _step(config: ModelConfig, kind: Callable, objective: Any, batch: Any) -> Ours:
     dtype = jnp.dtype(default_dtype())
     model = jax.jit(lambda: kind(config, rngs=nnx.Rngs(0), dtype=dtype))()
-    model = model if isinstance(model, MaskedLanguageModel) else BiEncoder(model, None)
+    model = model if isinstance(model, EncoderWithHead) else BiEncoder(model, None)
     update = make_update(objective, OPTIMIZER, seed=0)
     state = TrainState.fresh(model, OPTIMIZER)
     return Ours(update, state, jax.device_put(batch))
@@ -180,6 +218,13 @@ def mlm_step(config: ModelConfig, batch: MlmBatch, rows: int | None) -> Ours:
     """A masked language model's step that takes so many rows at once."""
     where = placement(rows, batch.tokens.ids.shape[1])
     return _step(config, MaskedLanguageModel, mlm_objective(where), batch)
+
+
+def label_step(config: ModelConfig, batch: TaskBatch) -> Ours:
+    """A step of a classifier of two classes."""
+    config = config_with_head(config, HEAD, ("no", "yes"))
+    objective = task_objective(config, placement(None, batch.tokens.ids.shape[1]))
+    return _step(config, TextClassifier, objective, batch)
 
 
 def pair_step(

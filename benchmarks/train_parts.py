@@ -28,6 +28,7 @@ from nomic_jax.training.flops import flops_per_token, forward_flops, peak_flops
 from nomic_jax.training.loop import LoopConfig
 from nomic_jax.training.optimizer import OptimizerConfig
 from nomic_jax.training.run_folder import RunFolder, read_metrics
+from nomic_jax.training.task import step_flops
 
 # Layers and width; rows and tokens of a row of the MLM step.
 SIZES = {"tiny": (1, 64), "quickstart": (3, 192), "small": (6, 384), "base": (12, 768)}
@@ -243,6 +244,50 @@ def pairs(
                 )
             )
     return found
+
+
+def examples(options: argparse.Namespace, given: Mapping[str, Any]) -> list[Row]:
+    """A classifier's step: texts packed, and each in a row as long as the longest."""
+    batches = ours.labelled(options.examples, options.tokenizer)
+    steps = range(4 * options.batches)  # a task's batches are small
+    packed = [batches(step) for step in steps]
+    apart = [ours.rows_apart(batches, step) for step in steps]
+    config = ours.nomic_bert(*SIZES["base"])
+    sides = {
+        "packed": ours.label_step(config, packed[0].arrays),
+        "padded": ours.label_step(config, apart[0]),
+    }
+    placed = {
+        "packed": [jax.device_put(batch.arrays) for batch in packed],
+        "padded": [jax.device_put(batch) for batch in apart],
+    }
+    seconds = in_turns(
+        {
+            name: lambda name=name: [sides[name](batch) for batch in placed[name]]
+            for name in sides
+        },
+        options.rounds,
+    )
+    tokens = sum(batch.num_tokens for batch in packed)
+    columns = sum(batch.num_columns for batch in packed)
+    widths = sum(batch.tokens.ids.size for batch in apart)
+    middle = {name: statistics.median(taken) for name, taken in seconds.items()}
+    flops = sum(step_flops(config, batch.arrays) * batch.num_tokens for batch in packed)
+    return [
+        Row(
+            work="classification step, packed",
+            detail=f"base, {batches.batch_size} examples of "
+            f"{Path(options.examples).stem}",
+            ours=tokens / middle["packed"],
+            theirs=tokens / middle["padded"],
+            unit="tokens/s",
+            beside="nomic_jax, padded to the longest of the batch",
+            ratio=median_ratio(seconds["padded"], seconds["packed"]),
+            note=f"of the columns {1 - tokens / columns:.0%} are padding, beside it "
+            f"{1 - tokens / widths:.0%}",
+            extra=shares(given, flops, {"jax": middle["packed"]}),
+        )
+    ]
 
 
 def moe(options: argparse.Namespace, given: Mapping[str, Any]) -> list[Row]:

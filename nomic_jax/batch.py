@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 PADDING = 0  # the segment id of columns that hold no token
+ABSENT = -1  # the place of a token that there is not
 
 FIXED = {"fixed": True}  # marks a field of a pytree that is no array
 
@@ -142,8 +143,9 @@ class MaskedTokens:
 class TaskBatch:
     """Texts, and what a head is to say of them.
 
-    An example is a row of `tokens`, or as many rows side by side as any question of the
-    data has choices; a choice that a question lacks is a row of padding.
+    An example is a text, or as many texts side by side as any question of the data has
+    choices; a choice that a question lacks is a text of no tokens. The texts are packed
+    into rows, those of each device's examples into rows of its own; or each is a row.
     """
 
     tokens: Tokens
@@ -152,6 +154,9 @@ class TaskBatch:
     labels: Int[Array | np.ndarray, "B *each"] | Float[Array | np.ndarray, "B *each"]
     weights: Bool[Array | np.ndarray, "B"]  # which examples count
     masked: MaskedTokens | None = None  # None: nothing is masked
+    # Of each text's tokens, in the rows of its device one after another; `ABSENT` where
+    # the text has ended. None: text `i` is row `i`.
+    places: Int[Array | np.ndarray, "texts columns"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

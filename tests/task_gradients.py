@@ -16,10 +16,10 @@ import numpy as np
 from flax import nnx
 from task_files import HEADS, config, read_task, tokenizer
 
-from nomic_jax.data.task_rows import TaskBatches
+from nomic_jax.data.task_batches import TaskBatches
 from nomic_jax.data.task_sets import TaskEncoding
 from nomic_jax.model.head_models import make_model
-from nomic_jax.sharding import MeshConfig, make_mesh, put_batch
+from nomic_jax.sharding import MeshConfig, make_mesh, put_batch, row_parts
 from nomic_jax.training.optimizer import named_arrays
 from nomic_jax.training.placement import Placement, place_state
 from nomic_jax.training.task_model import config_with_head
@@ -40,17 +40,19 @@ def main(out):
             data, examples = read_task(Path(folder), task, 17)
         made = config_with_head(config(dropout=0.1), head, ())
         encoding = TaskEncoding(head, data, tokenizer(), True, ())
-        batch = TaskBatches(
-            "task",
-            encoding.rows(examples),
-            batch_size=16,
-            seed=0,
-            pad_id=0,
-            max_length=16,
-            masking=encoding.masking,
-        )(0).arrays
         for name, sizes in (("one", MeshConfig()), ("eight", layout)):
             mesh = make_mesh(sizes, jax.devices()[: 1 if name == "one" else 8])
+            # Eight devices have rows of their own, in which two examples are packed.
+            batch = TaskBatches(
+                "task",
+                encoding.rows(examples),
+                batch_size=16,
+                seed=0,
+                pad_id=0,
+                max_length=16,
+                masking=encoding.masking,
+                parts=row_parts(mesh),
+            )(0).arrays
             model = jax.jit(lambda made=made: make_model(made, rngs=nnx.Rngs(0)))()
             objective = task_objective(made, Placement(mesh, 1))
             step = jax.jit(jax.value_and_grad(objective, has_aux=True))

@@ -10,8 +10,10 @@ import pyarrow.parquet
 import pytest
 from task_files import HEADS, examples, tokenizer, write_examples
 
+from nomic_jax.batch import ABSENT
 from nomic_jax.data.mlm import Masking
 from nomic_jax.data.sentence_pairs import IS_NEXT, IS_NOT, Frame, SentencePairs
+from nomic_jax.data.task_batches import TaskBatches
 from nomic_jax.data.task_config import HeadConfig, TaskData
 from nomic_jax.data.task_encoding import cutting, encode_words
 from nomic_jax.data.task_examples import (
@@ -22,7 +24,6 @@ from nomic_jax.data.task_examples import (
     labels_of,
 )
 from nomic_jax.data.task_lines import read_examples
-from nomic_jax.data.task_rows import TaskBatches
 from nomic_jax.data.task_sets import TaskEncoding
 
 DATA = TaskData(max_length=16, question_length=4, stride=4)
@@ -261,6 +262,7 @@ def test_hosts_build_the_parts_of_one_batch(tmp_path, task):
             pad_id=0,
             max_length=16,
             masking=made.masking,
+            parts=2,
             host=host,
             hosts=hosts,
         )(7).arrays
@@ -280,7 +282,10 @@ def test_every_example_comes_up_once_an_epoch_and_all_batches_are_full(tmp_path)
     epochs = order.reshape(4, 11)  # 11 examples, four times
     assert (np.sort(epochs, axis=1) == np.arange(11)).all()
     assert len({tuple(epoch) for epoch in epochs}) == 4
-    assert all(batches(step).arrays.tokens.ids.shape == (4, 16) for step in range(3))
+    for step in range(3):
+        found = batches(step)
+        assert found.arrays.tokens.ids.shape[1] == 16
+        assert found.arrays.weights.tolist() == [True] * 4
 
 
 def test_masks_are_of_ordinary_tokens_and_differ_from_step_to_step(tmp_path):
@@ -434,3 +439,32 @@ def test_one_document_alone_has_no_other_to_draw_from(tmp_path):
 def test_a_section_that_says_nothing_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("task", ["classes", "choices"])
+def test_packed_rows_hold_every_token_of_every_text_once(tmp_path, task):
+    found = read(tmp_path, task)
+    made = encoding(task, labels_of(found, HEADS[task]))
+    source = made.rows(found)
+    batches = TaskBatches(
+        "task", source, batch_size=8, seed=0, pad_id=0, max_length=16, parts=2
+    )
+    batch = batches(1).arrays
+    tokens = batch.tokens
+    ids, types = tokens.ids.reshape(2, -1), tokens.type_ids.reshape(2, -1)
+    segments = tokens.segment_ids.reshape(2, -1)
+    rows = source.rows(batches.examples(1))
+    places = batch.places.reshape(2, -1, 16)
+    texts = zip(rows.ids, rows.types, strict=True)
+    for number, (text, kinds) in enumerate(texts):
+        part, row = divmod(number, len(rows.ids) // 2)
+        there = places[part, row]
+        assert (there[len(text) :] == ABSENT).all()
+        there = there[: len(text)]
+        assert ids[part, there].tolist() == text.tolist()
+        assert types[part, there].tolist() == kinds.tolist()
+        assert len(set(segments[part, there])) == min(len(text), 1)
+        assert len(set(there // 16)) <= 1
+    # Nothing stands where no text does, and fewer rows do than one a text.
+    assert np.count_nonzero(tokens.mask) == np.count_nonzero(batch.places != ABSENT)
+    assert len(tokens.ids) < len(rows.ids)

@@ -22,12 +22,14 @@ from task_files import (
 )
 
 from nomic_jax import encoder_run
+from nomic_jax.batch import ABSENT
 from nomic_jax.checkpoints.folder import load_model, parameters
 from nomic_jax.config import EmbeddingConfig
+from nomic_jax.data.packing import pack_texts
+from nomic_jax.data.task_batches import TaskBatches, packed, padded
 from nomic_jax.data.task_config import HeadConfig
 from nomic_jax.data.task_examples import labels_of
 from nomic_jax.data.task_lines import read_examples
-from nomic_jax.data.task_rows import TaskBatches
 from nomic_jax.data.task_sets import TaskEncoding
 from nomic_jax.embedder import Embedder
 from nomic_jax.evaluation.tasks import evaluate_task
@@ -57,8 +59,8 @@ def bert(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("models") / "bert")
 
 
-def model_and_batch(task, folder, size=6, **changes):
-    """A tiny model with the task's head, and a batch of as many examples as asked."""
+def model_and_batches(task, folder, size, **changes):
+    """A tiny model with the task's head, and batches of as many examples as asked."""
     head = HEADS[task]
     data, found = read_task(folder, task)
     labels = labels_of(found, head)
@@ -74,6 +76,11 @@ def model_and_batch(task, folder, size=6, **changes):
         masking=encoding.masking,
     )
     model = jax.jit(lambda: make_model(made, rngs=nnx.Rngs(0)))()
+    return model, batches
+
+
+def model_and_batch(task, folder, size=6, **changes):
+    model, batches = model_and_batches(task, folder, size, **changes)
     return model, batches(0).arrays
 
 
@@ -95,6 +102,36 @@ def test_microbatches_give_the_loss_and_gradient_of_the_whole_batch(tmp_path, ta
     # Sums of float32 over rows in another order.
     np.testing.assert_allclose(other, loss, rtol=1e-6)
     assert_close(parts, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", HEADS)
+def test_packed_texts_give_the_loss_and_gradient_of_texts_in_rows_of_their_own(
+    tmp_path, task
+):
+    model, batches = model_and_batches(
+        task, tmp_path, 7, dropout=0.1, trained_positions=32
+    )
+    rows = batches.source.rows(batches.examples(2), 2)
+    apart = padded(
+        rows,
+        length=32,  # the longest text has 16
+        pad_id=0,
+        masking=batches.masking,
+        numbers=range(7),
+        choices=batches.source.choices,
+    )
+    lengths = np.array([len(row) for row in rows.ids if len(row)])
+    plan = pack_texts(lengths, row_length=32)
+    assert plan.rows < 0.6 * len(lengths)
+    together = packed(apart, [plan], rows=plan.rows, pad_id=0)
+    objective = task_objective(model.encoder.config)
+    step = jax.jit(jax.value_and_grad(objective, has_aux=True))
+    found, expected = (
+        step(model, batch, jax.random.key(1)) for batch in (together, apart)
+    )
+    np.testing.assert_allclose(found[0][0], expected[0][0], rtol=1e-6)
+    assert_close(named_arrays(found[1]), named_arrays(expected[1]))
 
 
 def assert_close(found, expected):
@@ -274,7 +311,7 @@ def test_a_modern_bert_keeps_its_transform():
 def test_the_flops_of_a_step_are_those_of_its_tokens(tmp_path):
     model, batch = model_and_batch("masks", tmp_path)
     made = model.encoder.config
-    lengths = np.asarray(batch.tokens.mask).sum(axis=1)
+    lengths = (batch.places != ABSENT).sum(axis=1)
     d, f = made.width, made.mlp_width
     layers = (8 * d**2 + 4 * d * f) * lengths.sum() + 4 * d * (lengths**2).sum()
     head = 2 * d * (d + made.vocab_size) * batch.masked.weights.sum()

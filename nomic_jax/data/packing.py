@@ -54,6 +54,15 @@ class Packing:
         places[order] = part * room + nth
         return slots, places
 
+    def begins(self) -> Int[np.ndarray, " texts"]:
+        """Return the column at which each text begins in its row."""
+        order = np.lexsort((self.slot, self.row))
+        before = np.cumsum(self.lengths[order]) - self.lengths[order]
+        first = np.searchsorted(self.row[order], self.row[order])
+        begins = np.empty_like(before)
+        begins[order] = before - before[first]
+        return begins
+
     def members(self, rows: range) -> Int[np.ndarray, " texts"]:
         """Return the texts in some rows, row by row, in the order they stand there."""
         inside = np.flatnonzero((self.row >= rows.start) & (self.row < rows.stop))

@@ -133,6 +133,12 @@ class SentencePairs:
         return len(self.firsts)
 
     @property
+    def longest(self) -> int:
+        """Tokens of two of the longest sentences, or as many as a row may have."""
+        sentences = 2 * int(np.diff(self.offsets).max())
+        return min(self.frame.size + sentences, self.max_length)
+
+    @property
     def digest(self) -> str:
         """BLAKE2b of the sentences, in 32 hex digits."""
         return digest_of(self.offsets, self.ids, self.documents)

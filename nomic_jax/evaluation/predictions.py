@@ -13,9 +13,10 @@ from nomic_jax.batch import TaskBatch, Tokens
 from nomic_jax.batching import length_batches
 from nomic_jax.config import ModelConfig
 from nomic_jax.data.answer_windows import Window
+from nomic_jax.data.task_batches import padded
 from nomic_jax.data.task_config import MASKED, HeadConfig, TaskData
 from nomic_jax.data.task_examples import QuestionExample
-from nomic_jax.data.task_rows import Rows, RowSource, padded
+from nomic_jax.data.task_rows import Rows, RowSource
 from nomic_jax.data.task_sets import TaskEncoding
 from nomic_jax.model.attention_mesh import on_devices_of
 from nomic_jax.model.head_pooler import PretrainingModel

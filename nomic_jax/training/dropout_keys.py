@@ -7,12 +7,32 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Int32, Key
 
-from nomic_jax.batch import PairBatch, positions_and_lengths
+from nomic_jax.batch import ABSENT, PairBatch, Tokens, positions_and_lengths
 
 
 def row_numbers(rows: int) -> Int32[Array, "B 1"]:
     """Number the rows of the global batch, each of which is one text."""
     return jnp.arange(rows, dtype=jnp.int32)[:, None]
+
+
+def slot_numbers(
+    numbers: Int32[Array, "texts 1"], begins: Int[Array, "texts"], tokens: Tokens
+) -> Int32[Array, "B T"]:
+    """Write the numbers of texts into the slots that hold them; others get 0.
+
+    Args:
+        numbers: of the texts in the global batch.
+        begins: the place of each one's first token, in all rows one after another;
+            `ABSENT` where it has none.
+        tokens: the rows; slot `t` of one is segment `t + 1`.
+    """
+    segments = jnp.asarray(tokens.segment_ids)
+    rows, columns = segments.shape
+    assert tokens.texts is not None
+    slot = segments.reshape(-1)[begins] - 1
+    row = jnp.where(begins == ABSENT, rows, begins // columns)  # out of bounds: dropped
+    found = jnp.zeros((rows, tokens.texts), jnp.int32)
+    return found.at[row, slot].set(numbers[:, 0], mode="drop")
 
 
 def text_numbers(batch: PairBatch) -> Int32[Array, "B T"]:

@@ -14,13 +14,14 @@ from jax.sharding import Mesh
 from nomic_jax import hosts
 from nomic_jax.batch import TaskBatch
 from nomic_jax.config import ModelConfig
+from nomic_jax.data.packing import texts_per_row
+from nomic_jax.data.task_batches import TaskBatches
 from nomic_jax.data.task_config import HeadConfig, TaskData
 from nomic_jax.data.task_examples import Example
-from nomic_jax.data.task_rows import TaskBatches
 from nomic_jax.data.task_sets import TaskEncoding
 from nomic_jax.fields import differing_fields
 from nomic_jax.model.heads import EncoderWithHead
-from nomic_jax.sharding import MeshConfig, host_share, put_batch
+from nomic_jax.sharding import MeshConfig, host_share, put_batch, row_parts
 from nomic_jax.sources.source import source_name
 from nomic_jax.storage import exists, join, read_json, write_json
 from nomic_jax.tokenizer import TextTokenizer
@@ -163,6 +164,7 @@ def task_batches(
         pad_id=encoding.tokenizer.role_id("pad"),
         max_length=stage.data.max_length,
         masking=encoding.masking,
+        parts=row_parts(mesh),
         host=host,
         hosts=of_hosts,
     )
@@ -199,17 +201,19 @@ def train_task(
         stage.mesh,
         stage.memory,
         batch_size=settings.batch_size,
-        row_length=stage.data.max_length * batches.source.choices,
+        row_length=batches.row_length,
     )
     stage.compute.of(
         model.encoder,
         stage=stage.name,
-        row_length=stage.data.max_length,
-        texts=1,
+        row_length=batches.row_length,
+        texts=texts_per_row(batches.row_length),
         mesh=placement.mesh,
     )
     host, of_hosts = host_share(placement.mesh)
-    batches = dataclasses.replace(batches, host=host, hosts=of_hosts)
+    batches = dataclasses.replace(
+        batches, parts=row_parts(placement.mesh), host=host, hosts=of_hosts
+    )
     pin_examples(folder, batches, encoding)
     optimizer = make_optimizer(stage.optimizer, settings.steps)
     state = train(

@@ -1,22 +1,22 @@
-"""The loss of any head over a batch of examples, however its rows are split.
+"""The loss of any head over a batch of examples, however its rows are packed and split.
 
-Sums and counts of microbatches and devices are added before anything is divided, so the
-mean is that over the whole batch.
+Rows go through the encoder, in microbatches where asked for; what it gave of each text
+then stands in a row of its own, which is all that heads know. Sums and counts of
+devices are added before anything is divided: the mean is that over the whole batch.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Key
+from jaxtyping import Array, Bool, Float, Float32, Int32, Key
 
-from nomic_jax.batch import MaskedTokens, TaskBatch, Tokens
+from nomic_jax.batch import ABSENT, MaskedTokens, TaskBatch
 from nomic_jax.config import Head, ModelConfig
 from nomic_jax.model.heads import EncoderWithHead
 from nomic_jax.sharding import over_data
-from nomic_jax.training.dropout_keys import row_numbers, token_keys
+from nomic_jax.training.dropout_keys import row_numbers, slot_numbers, token_keys
 from nomic_jax.training.head_losses import (
     SEQUENCE_LOSSES,
     LossSums,
@@ -29,8 +29,6 @@ from nomic_jax.training.mlm_loss import masked_cross_entropy
 from nomic_jax.training.placement import Placement, parameter_names
 from nomic_jax.training.steps import ONE_DEVICE, Objective
 
-Keys = Key[Array, "B S"] | None
-
 
 def task_objective(config: ModelConfig, placement: Placement = ONE_DEVICE) -> Objective:
     """Return the loss of the head that a config names; see `head_losses`.
@@ -39,29 +37,19 @@ def task_objective(config: ModelConfig, placement: Placement = ONE_DEVICE) -> Ob
 
     Args:
         config: the model's.
-        placement: the mesh, and the examples of a microbatch.
+        placement: the mesh, and the rows of a microbatch.
     """
 
     def objective(model: EncoderWithHead, batch: TaskBatch, key: Key[Array, ""]):
-        examples = len(batch.weights)
-
-        def by_example(array):  # (B rows) ... -> B rows ...
-            return jnp.reshape(array, (examples, -1, *array.shape[1:]))
-
         def sums(model, batch, numbers, key):
-            def one(rows):
-                # B rows ... -> (B rows) ...
-                tokens, numbers = jax.tree.map(
-                    lambda array: array.reshape(-1, *array.shape[2:]),
-                    (rows[0].tokens, rows[1]),
-                )
-                batch = dataclasses.replace(rows[0], tokens=tokens)
-                keys = token_keys(key, numbers, jnp.asarray(tokens.segment_ids))
-                return batch_sums(
-                    model, batch, config, keys, block=placement.masked_at_once
-                )
-
-            return in_microbatches(one, (batch, numbers), most=placement.most_rows)
+            hidden = _hidden(model, batch, numbers, key, placement)
+            hidden, mask = by_text(hidden, batch)
+            keys = token_keys(key, numbers, mask.astype(jnp.int32))
+            found = head_sums(
+                *(model, hidden, mask, batch, config, keys),
+                block=placement.masked_at_once,
+            )
+            return jax.tree.map(lambda each: each[None], found)
 
         everywhere = over_data(
             sums,
@@ -69,38 +57,80 @@ def task_objective(config: ModelConfig, placement: Placement = ONE_DEVICE) -> Ob
             names=parameter_names(model),
             splits=(True, True, False),
         )
-        rows = dataclasses.replace(
-            jax.tree.map(jnp.asarray, batch),
-            tokens=jax.tree.map(by_example, batch.tokens),
-        )
-        numbers = by_example(row_numbers(len(batch.tokens.ids)))
-        return everywhere(model, rows, numbers, key).loss, {}
+        batch = jax.tree.map(jnp.asarray, batch)
+        texts = batch.tokens.ids if batch.places is None else batch.places
+        return everywhere(model, batch, row_numbers(len(texts)), key).loss, {}
 
     return objective
 
 
-def batch_sums(
+def _hidden(
     model: EncoderWithHead,
     batch: TaskBatch,
+    numbers: Int32[Array, "texts 1"],
+    key: Key[Array, ""],
+    placement: Placement,
+) -> Float[Array, "B S D"]:
+    """Encode the rows of a device."""
+
+    def one(rows):
+        tokens, numbers = rows
+        keys = token_keys(key, numbers, jnp.asarray(tokens.segment_ids))
+        encoded = model.encoder.encode(
+            tokens, dropout_keys=keys, unroll=placement.unroll
+        )
+        return encoded.hidden
+
+    if batch.places is not None:
+        begins = jnp.asarray(batch.places)[:, 0]
+        numbers = slot_numbers(numbers, begins, batch.tokens)
+    rows = batch.tokens, numbers
+    hidden = in_microbatches(one, rows, most=placement.most_rows)
+    # Rows that microbatches added stand at the end.
+    return hidden.reshape(-1, *hidden.shape[2:])[: len(batch.tokens.ids)]
+
+
+def by_text(
+    hidden: Float[Array, "B S D"], batch: TaskBatch
+) -> tuple[Float[Array, "texts columns D"], Bool[Array, "texts columns"]]:
+    """Give each text a row of its own, and say where in it there is a token."""
+    if batch.places is None:
+        return hidden, jnp.asarray(batch.tokens.mask)
+    places, flat = jnp.asarray(batch.places), hidden.reshape(-1, hidden.shape[-1])
+    there = places != ABSENT
+    # No token stands in two places: their gradients need not be added up.
+    found = flat.at[jnp.where(there, places, len(flat))].get(
+        mode="fill", fill_value=0, unique_indices=True
+    )
+    return found, there
+
+
+def head_sums(
+    model: EncoderWithHead,
+    hidden: Float[Array, "texts columns D"],
+    mask: Bool[Array, "texts columns"],
+    batch: TaskBatch,
     config: ModelConfig,
-    keys: Keys,
+    keys: Key[Array, "texts columns"] | None,
     *,
     block: int,
 ) -> LossSums:
-    """Return the sums of the head's loss over some examples.
+    """Return the sums of a head's loss over some examples.
 
     Args:
         model: with the head that the config names.
-        batch: examples, each with all its rows.
+        hidden: what the encoder gave of each text.
+        mask: True where a text has a token.
+        batch: the examples.
         config: the model's.
         keys: of dropout; None leaves it off.
         block: masked tokens whose logits are held at once.
     """
     assert config.head is not None
     if batch.masked is not None:
-        return _masked_sums(model, batch, batch.masked, keys, block)
-    scores = model.scores(batch.tokens, dropout_keys=keys)
-    return _LOSSES[config.head](scores, batch, config)
+        return _masked_sums(model, hidden, batch, batch.masked, block)
+    scores = model.head_scores(hidden, mask, dropout_keys=keys)
+    return _LOSSES[config.head](scores, mask, batch, config)
 
 
 def masked_scores(
@@ -112,16 +142,15 @@ def masked_scores(
 
 
 def choice_scores(
-    scores: Float32[Array, "rows"], tokens: Tokens, examples: int
+    scores: Float32[Array, "texts"], mask: Bool[Array, "texts columns"], examples: int
 ) -> Float32[Array, "B choices"]:
     """Put a question's scores side by side; a choice that is not there cannot win."""
-    there = jnp.asarray(tokens.mask).any(axis=1)
+    there = mask.any(axis=1)
     lowest = jnp.finfo(scores.dtype).min
     return jnp.where(there, scores, lowest).reshape(examples, -1)
 
 
-def _masked_sums(model, batch, masked, keys, block):
-    hidden = model.encoder(batch.tokens, dropout_keys=keys)
+def _masked_sums(model, hidden, batch, masked, block):
     table = model.encoder.word_embedding.embedding[...]
     total, count = masked_cross_entropy(
         *(model.head, table, hidden, masked), block=block
@@ -133,28 +162,26 @@ def _masked_sums(model, batch, masked, keys, block):
     return pretraining_loss(mlm, following)
 
 
-def _of_texts(scores, batch, config):
+def _of_texts(scores, mask, batch, config):
     return SEQUENCE_LOSSES[config.problem](scores, batch.labels, batch.weights)
 
 
-def _of_tokens(scores, batch, config):
+def _of_tokens(scores, mask, batch, config):
     counted = batch.weights[:, None] & (batch.labels >= 0)
     return cross_entropy(scores, batch.labels, counted)
 
 
-def _of_answers(scores, batch, config):
+def _of_answers(scores, mask, batch, config):
     starts, ends = batch.labels[:, 0], batch.labels[:, 1]
-    return answer_cross_entropy(
-        scores, starts, ends, batch.weights, columns=batch.tokens.mask
-    )
+    return answer_cross_entropy(scores, starts, ends, batch.weights, columns=mask)
 
 
-def _of_choices(scores, batch, config):
-    side_by_side = choice_scores(scores, batch.tokens, len(batch.weights))
+def _of_choices(scores, mask, batch, config):
+    side_by_side = choice_scores(scores, mask, len(batch.weights))
     return cross_entropy(side_by_side, batch.labels, batch.weights)
 
 
-def _of_pairs(scores, batch, config):
+def _of_pairs(scores, mask, batch, config):
     return cross_entropy(scores, batch.labels, batch.weights)
 
 
