@@ -228,7 +228,8 @@ def test_one_line_says_which_rows_and_layers_a_backend_computes():
 
 def test_a_named_backend_reaches_every_layer(tiny_config):
     tokens = Tokens(*[np.ones((1, 8), np.int32)] * 2)
-    model = NomicBert(tiny_config, rngs=nnx.Rngs(0), backend="splash")
+    model = NomicBert(tiny_config, rngs=nnx.Rngs(0))
+    model.backend = "splash"
     said = re.escape("attention='splash' runs on TPUs")
     with pytest.raises(ValueError, match=said):
         model(tokens)

@@ -64,13 +64,12 @@ class NomicBert(nnx.Module):
         rngs: nnx.Rngs,
         dtype: jnp.dtype = FLOAT32,
         remat: Remat = "none",
-        backend: AttentionBackend = "auto",
     ):
         """Draw fresh weights: N(0, initializer_range), the padding row zero."""
         self.config = config
         self.dtype = jnp.dtype(dtype)
         self.remat = remat
-        self.backend: AttentionBackend = backend
+        self.backend: AttentionBackend = "auto"  # `set_attention` names another
         self.platform: Platform | None = None  # it is compiled for; None: that here
         init = nnx.initializers.normal(config.initializer_range)
         table = functools.partial(nnx.Embed, features=config.width, rngs=rngs)
