@@ -5,7 +5,6 @@ import dataclasses
 import gc
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,14 +61,12 @@ def shares(given: Mapping[str, Any], flops: float, seconds: Mapping[str, float])
 def best(
     make: Callable[[int], Callable[[], object]], choices: Sequence[int]
 ) -> tuple[int, Callable[[], object]]:
-    """Time each choice's second step, and make the fastest again."""
+    """Time three steps of each choice behind its first, and make the fastest again."""
     seconds = {}
     for choice in choices:
         step = make(choice)
-        step()
-        began = time.perf_counter()
-        step()
-        seconds[choice] = time.perf_counter() - began
+        (taken,) = in_turns({"": step}, 3).values()
+        seconds[choice] = min(taken)
         del step
         gc.collect()
     chosen = min(seconds, key=lambda choice: seconds[choice])
