@@ -183,8 +183,10 @@ def shuffled(given: Path, folder: Path) -> tuple[list[str], dict[str, set[int]]]
         spoiled[file.stem] = {
             row for row, p in enumerate(mixed) if p.document not in answers[p.query]
         }
-        write_pairs(folder / file.name, mixed)
-        places.append(str(folder / file.name))
+        place = folder / file.name
+        if not place.exists():  # stores know the file they are made of by its time
+            write_pairs(place, mixed)
+        places.append(str(place))
     return places, spoiled
 
 
