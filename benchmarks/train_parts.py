@@ -27,7 +27,6 @@ from nomic_jax.training.flops import flops_per_token, forward_flops, peak_flops
 from nomic_jax.training.loop import LoopConfig
 from nomic_jax.training.optimizer import OptimizerConfig
 from nomic_jax.training.run_folder import RunFolder, read_metrics
-from nomic_jax.training.task import step_flops
 
 # Layers and width; rows and tokens of a row of the MLM step.
 SIZES = {"tiny": (1, 64), "quickstart": (3, 192), "small": (6, 384), "base": (12, 768)}
@@ -269,7 +268,9 @@ def examples(options: argparse.Namespace, given: Mapping[str, Any]) -> list[Row]
     columns = sum(batch.num_columns for batch in packed)
     widths = sum(batch.tokens.ids.size for batch in apart)
     middle = {name: statistics.median(taken) for name, taken in seconds.items()}
-    flops = sum(step_flops(config, batch.arrays) * batch.num_tokens for batch in packed)
+    flops = sum(
+        flops_per_token(config, batch.arrays) * batch.num_tokens for batch in packed
+    )
     return [
         Row(
             work="classification step, packed",

@@ -41,12 +41,13 @@ from nomic_jax.sharding import MeshConfig
 from nomic_jax.task_run import check_examples
 from nomic_jax.tokenizer import TextTokenizer
 from nomic_jax.training.contrastive import ContrastiveStage, PairData
+from nomic_jax.training.flops import flops_per_token
 from nomic_jax.training.losses import ContrastiveLoss
 from nomic_jax.training.optimizer import named_arrays
 from nomic_jax.training.placement import MemoryConfig, Placement
 from nomic_jax.training.run_folder import read_metrics
 from nomic_jax.training.start import StartConfig
-from nomic_jax.training.task import TaskStart, step_flops
+from nomic_jax.training.task import TaskStart
 from nomic_jax.training.task_model import config_with_head, with_head
 from nomic_jax.training.task_objective import task_objective
 
@@ -316,7 +317,7 @@ def test_the_flops_of_a_step_are_those_of_its_tokens(tmp_path):
     layers = (8 * d**2 + 4 * d * f) * lengths.sum() + 4 * d * (lengths**2).sum()
     head = 2 * d * (d + made.vocab_size) * batch.masked.weights.sum()
     expected = 3 * (layers + head) / lengths.sum()
-    assert step_flops(made, batch) == pytest.approx(expected)
+    assert flops_per_token(made, batch) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

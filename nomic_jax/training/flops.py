@@ -13,7 +13,7 @@ recomputed to save memory, and padding, do not count.
 import jax
 import numpy as np
 
-from nomic_jax.batch import PADDING, MlmBatch, PairBatch
+from nomic_jax.batch import PADDING, MlmBatch, PairBatch, TaskBatch
 from nomic_jax.config import ModelConfig
 from nomic_jax.model.layers import layer_places
 
@@ -107,8 +107,12 @@ def attended(lengths: np.ndarray, window: int | None) -> int:
     return int((lengths * (2 * near + 1) - near * (near + 1)).sum())
 
 
-def flops_per_token(config: ModelConfig, arrays: MlmBatch | PairBatch) -> float:
+def flops_per_token(
+    config: ModelConfig, arrays: MlmBatch | PairBatch | TaskBatch
+) -> float:
     """Return the FLOPs of a training step, both ways, over the batch's tokens.
+
+    What a classifier computes of a text is not counted: it is next to nothing.
 
     Args:
         config: the architecture.
@@ -118,7 +122,8 @@ def flops_per_token(config: ModelConfig, arrays: MlmBatch | PairBatch) -> float:
         lengths, masked = np.asarray(arrays.texts.slot_lengths, np.int64), 0
     else:
         lengths = text_lengths(np.asarray(arrays.tokens.segment_ids))
-        masked = int(np.asarray(arrays.weights).sum())
+        slots = arrays.masked if isinstance(arrays, TaskBatch) else arrays
+        masked = 0 if slots is None else int(np.asarray(slots.weights).sum())
     forward = forward_flops(config, lengths, masked=masked)
     return 3 * forward / max(1, int(lengths.sum()))
 

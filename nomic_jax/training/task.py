@@ -8,11 +8,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from jax.sharding import Mesh
 
 from nomic_jax import hosts
-from nomic_jax.batch import TaskBatch
 from nomic_jax.config import ModelConfig
 from nomic_jax.data.packing import texts_per_row
 from nomic_jax.data.task_batches import TaskBatches
@@ -27,7 +25,7 @@ from nomic_jax.storage import exists, join, read_json, write_json
 from nomic_jax.tokenizer import TextTokenizer
 from nomic_jax.training.compute import ComputeConfig
 from nomic_jax.training.experts import ExpertsConfig, check_experts
-from nomic_jax.training.flops import forward_flops, text_lengths
+from nomic_jax.training.flops import flops_per_token
 from nomic_jax.training.loop import LoopConfig, train
 from nomic_jax.training.optimizer import (
     OptimizerConfig,
@@ -231,7 +229,7 @@ def train_task(
         learning_rate=learning_rate(stage.optimizer, settings.steps),
         place=lambda batch: put_batch(batch, placement.mesh),
         evaluate=evaluate and (lambda state: evaluate(state.model)),
-        flops_per_token=lambda batch: step_flops(config, batch),
+        flops_per_token=lambda batch: flops_per_token(config, batch),
     )
     return state.model
 
@@ -261,14 +259,3 @@ def pin_examples(
             f"{folder.place} was trained on other examples: {'; '.join(changed)}; give "
             "it the ones it began with, or begin in another --out"
         )
-
-
-def step_flops(config: ModelConfig, batch: TaskBatch) -> float:
-    """Return the FLOPs of a step, both ways, over its tokens; see `flops`.
-
-    What a classifier computes of a text is not counted: it is next to nothing.
-    """
-    lengths = text_lengths(np.asarray(batch.tokens.segment_ids))
-    masked = 0 if batch.masked is None else int(np.sum(batch.masked.weights))
-    forward = forward_flops(config, lengths, masked=masked)
-    return 3 * forward / max(1, int(lengths.sum()))
