@@ -441,6 +441,29 @@ def test_a_section_that_says_nothing_is_refused(make, message):
         make()
 
 
+@pytest.mark.parametrize(("parts", "hosts"), [(3, 1), (2, 4)])
+def test_examples_that_parts_or_hosts_cannot_share_are_refused(tmp_path, parts, hosts):
+    source = encoding("classes", ("blue", "red")).rows(read(tmp_path, "classes"))
+    said = f"batch_size=8 does not split into {parts} equal parts among {hosts} hosts"
+    with pytest.raises(ValueError, match=said):
+        TaskBatches(
+            *("task", source),
+            batch_size=8,
+            seed=0,
+            pad_id=0,
+            max_length=16,
+            parts=parts,
+            hosts=hosts,
+        )
+
+
+def test_a_row_has_room_for_two_sentences_however_they_are_drawn(tmp_path):
+    source = encoding("sentences").rows(read(tmp_path, "sentences"))
+    numbers = np.arange(len(source))
+    drawn = [len(row) for step in range(20) for row in source.rows(numbers, step).ids]
+    assert max(drawn) <= source.longest <= 16
+
+
 @pytest.mark.parametrize("task", ["classes", "choices"])
 def test_packed_rows_hold_every_token_of_every_text_once(tmp_path, task):
     found = read(tmp_path, task)

@@ -131,6 +131,7 @@ def test_packed_texts_give_the_loss_and_gradient_of_texts_in_rows_of_their_own(
     found, expected = (
         step(model, batch, jax.random.key(1)) for batch in (together, apart)
     )
+    # Sums of float32 over rows in another order.
     np.testing.assert_allclose(found[0][0], expected[0][0], rtol=1e-6)
     assert_close(named_arrays(found[1]), named_arrays(expected[1]))
 
