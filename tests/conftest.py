@@ -1,20 +1,17 @@
 """Strict JAX, tiny models, and what is skipped where PyTorch or real folders lack."""
 
+import collections
+import gc
 import importlib.util
 import os
 from pathlib import Path
 
-# Set before JAX starts: tests run on the processor unless another device is asked for.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-import jax
+import compilation
 import pytest
-
-from nomic_jax.config import ModelConfig
-
-jax.config.update("jax_numpy_rank_promotion", "raise")
+import shape_checks
 
 WEIGHTS, DATA = "NOMIC_JAX_REAL_WEIGHTS", "NOMIC_JAX_REAL_DATA"
+ASK_FOR = ("gpu", "tpu", "fresh", "sweep")  # marks that run when -m names them
 REQUIRE_ALL = "NOMIC_JAX_REQUIRE_ALL"  # "1": a skip of a torch or real test fails
 
 
@@ -26,15 +23,46 @@ def cache_folder(tmp_path_factory):
         yield
 
 
-@pytest.fixture(scope="module")
-def fast_compilation():
-    """Compile in half the time, for tests that compile much and compute little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+def pytest_configure():
+    """Set what must be set before JAX starts and the package is imported."""
+    for name, value in compilation.VARIABLES.items():
+        os.environ.setdefault(name, value)
+    shape_checks.install()
+    import jax
+
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    # Traces make objects by the million, and few of them are cycles; with Python's own
+    # limits the search for cycles took a tenth of the time.
+    gc.set_threshold(100_000, 50, 100)
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is to be asked for, and begin with the files that take long."""
+    wanted = [
+        item
+        for item in items
+        if all(
+            name in config.option.markexpr or item.get_closest_marker(name) is None
+            for name in ASK_FOR
+        )
+    ]
+    config.hook.pytest_deselected(items=list(set(items) - set(wanted)))
+    slow = collections.Counter(
+        item.path for item in wanted if item.get_closest_marker("slow")
+    )
+    items[:] = sorted(wanted, key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what was imported stays
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
+    import jax
+
+    fast = not (item.get_closest_marker("optimized") or item.get_closest_marker("real"))
+    jax.config.update(compilation.LEVEL_0.lower(), fast)
     if item.get_closest_marker("torch") and not importlib.util.find_spec("torch"):
         pytest.skip("PyTorch is not installed; the extra [test] brings it")
 
@@ -84,8 +112,10 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_config() -> ModelConfig:
+def tiny_config():
     """Two layers of width 32, trained on texts of up to 16 tokens."""
+    from nomic_jax.config import ModelConfig
+
     return ModelConfig(
         vocab_size=128,
         type_vocab_size=2,

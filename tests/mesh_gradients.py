@@ -1,14 +1,13 @@
 """Compute a step's loss and gradient on meshes of forced CPU devices.
 
-    python tests/mesh_gradients.py OUT MESHES MOST [HOST PORT]
+    python tests/mesh_gradients.py OUT '{"8x1x1": ["mlm/0", "mlm/3"]}' [HOST PORT]
 
 A mesh is DATAxFSDPxTENSOR devices, the first of those that XLA_FLAGS forces; with a
 HOST, half of it is another process's. A mesh of four, DATAxFSDPxEXPERTxTENSOR, is for
-an encoder with experts. For each mesh, OUT.MESH.npz gets, for each
-objective and most rows at once (0: all), the loss and the gradient of every parameter;
+an encoder with experts. A step is OBJECTIVE/ROWS, with the most rows at once (0: all).
+For each mesh, OUT.MESH.npz gets each step's loss and the gradient of every parameter;
 OUT.MESH.json what the compiled steps move between devices, the FLOPs of their products
-as compiled and as traced, and the bytes of the parameters on one device. Meshes and
-rows come in lists, with commas between; MESH=CASE is of one objective alone.
+as compiled and as traced, and the bytes of the parameters on one device.
 """
 
 import json
@@ -157,9 +156,8 @@ def collectives(program):
     ]
 
 
-def compiled_flops(text):
-    """Count the FLOPs of one device's products in a compiled program's text."""
-    program = read_program(text)
+def compiled_flops(program):
+    """Count the FLOPs of one device's products in a compiled program."""
     total = 0
     for name, runs in program.runs(through_fusions=True).items():
         instructions = program.computations[name].instructions
@@ -174,18 +172,17 @@ def compiled_flops(text):
     return total
 
 
-def main(out, meshes, most_rows, host="-1", port="0"):
+def main(out, steps, host="-1", port="0"):
     """Compute all of it; of two hosts, the first writes."""
     hosts.start(
         f"localhost:{port}" if host != "-1" else "", 2 - (host == "-1"), int(host)
     )
-    for each in meshes.split(","):
-        sizes, _, case = each.partition("=")
-        found, moved = on_mesh(
-            [int(size) for size in sizes.split("x")],
-            [int(most) for most in most_rows.split(",")],
-            [case] if case else [*CASES],
-        )
+    for sizes, of_mesh in json.loads(steps).items():
+        rows = {}
+        for step in of_mesh:
+            case, most = step.split("/")
+            rows.setdefault(case, []).append(int(most))
+        found, moved = on_mesh([int(size) for size in sizes.split("x")], rows)
         if hosts.is_first():
             np.savez(f"{out}.{sizes}.npz", **found)
             with open(f"{out}.{sizes}.json", "w") as file:
@@ -202,15 +199,15 @@ def drawn(draw, *kind):
     return jax.tree.map(jax.numpy.asarray, DRAWN[kind])
 
 
-def on_mesh(shape, most_rows, cases):
-    """Take both steps on a mesh, and say what they found and what they moved."""
+def on_mesh(shape, rows):
+    """Take steps on a mesh, and say what they found and what they moved."""
     data, fsdp, *expert, tensor = shape
     sizes, experts = (MOE, BALANCE) if expert else (SHAPE, None)
     layout = MeshConfig(data=data, fsdp=fsdp, expert=(*expert, 1)[0], tensor=tensor)
     mesh = make_mesh(layout, jax.devices()[: math.prod(shape)])
     embedding = EmbeddingConfig(pooling="mean", layer_norm=True, max_length=64)
     found, moved = {}, {}
-    for case in cases:
+    for case, most_rows in rows.items():
         # Of experts with a bias before their activation too, in one of the cases.
         biased = {"expert_bias": True} if expert and case == "mlm" else {}
         draw, batch = CASES[case](mesh, sizes | biased)
@@ -233,14 +230,15 @@ def on_mesh(shape, most_rows, cases):
             compiled = traced.lower().compile()
             (loss, _), gradient = compiled(model, placed, jax.random.key(7))
             prefix = f"{case}/{most}/"
-            moved[prefix] = collectives(compiled.as_text())
-            program = read_program(compiled.as_text())
+            text = compiled.as_text()
+            moved[prefix] = collectives(text)
+            program = read_program(text)
             moved[prefix + "groups"] = [
                 (each.kind, each.group, [*map(str, each.arrays)])
                 for each in find_collectives(program, devices=math.prod(shape))
             ]
             moved[prefix + "flops"] = (
-                math.prod(shape) * compiled_flops(compiled.as_text()),
+                math.prod(shape) * compiled_flops(program),
                 product_flops(traced.jaxpr.jaxpr),
             )
             found[prefix + "loss"] = jax.device_get(loss)

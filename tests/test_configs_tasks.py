@@ -13,7 +13,6 @@ from nomic_jax.recipe import run
 from nomic_jax.stages import load_stages
 from nomic_jax.training.run_folder import read_metrics
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 

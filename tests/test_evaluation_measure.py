@@ -28,8 +28,6 @@ from nomic_jax.tokenizer import TextTokenizer
 WORDS = "a small fox jumps over the lazy dog while we search query document : _".split()
 DIMS = (32, 16, 8)
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 
 @pytest.fixture(scope="module")
 def embedder(tiny_model):

@@ -18,7 +18,6 @@ from nomic_jax.evaluation.mteb_model import MtebModel, prompt_of
 from nomic_jax.evaluation.sts import spearman
 from nomic_jax.model.encoder import NomicBert
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
 DIM = 16
 ROUNDING = 1e-6  # of a float32 cosine, which mteb's torch adds up in another order
 

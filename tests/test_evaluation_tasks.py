@@ -22,8 +22,6 @@ from nomic_jax.evaluation.tasks import evaluate_task
 from nomic_jax.model.head_models import make_model
 from nomic_jax.training.task_model import config_with_head
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("seed", [0, 1])

@@ -325,7 +325,6 @@ def test_a_damaged_cell_is_named(damage, said, plan, runs):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("fast_compilation")
 def test_rte_trains_on_from_what_mnli_left(tmp_path):
     model = write_model(tmp_path / "model", trained_positions=128)
     options = Sweep(

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from compilation import environment
 
 from nomic_jax import hosts
 
@@ -20,11 +21,10 @@ def free_port():
 
 def outcomes(commands):
     """Run commands beside one another: their statuses and what each has printed."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(HERE.parent)}
     processes = [
         subprocess.Popen(
             [sys.executable, *map(str, command)],
-            env=environment,
+            env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,13 +1,13 @@
 """The splash kernel's tiles, and its place on a mesh."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from compilation import environment
 
 from nomic_jax.model import attention_splash
 from nomic_jax.model.attention_splash import pairs, tiled
@@ -44,14 +44,8 @@ def test_the_pairs_counted_are_those_of_the_kernels_own_tiles(length, window):
 
 def test_each_device_computes_its_rows_and_heads(tmp_path):
     """On a mesh of processors, where the kernel gives way to plain arrays."""
-    flags = "--xla_force_host_platform_device_count=4"
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": f"{HERE.parent}:{HERE}",
-        "XLA_FLAGS": flags,
-    }
     script = [sys.executable, HERE / "splash_on_mesh.py", tmp_path / "found.json"]
-    subprocess.run(script, env=environment, check=True)
+    subprocess.run(script, env=environment(devices=4), check=True)
     found = json.loads((tmp_path / "found.json").read_text())
     assert {name: each["shape"] for name, each in found.items()} == {
         "rows by programs of their own, heads by the compiler": [2, 2, 384, 8],

@@ -54,6 +54,7 @@ def test_the_decoder_is_the_word_table(model, hidden):
     assert sum(leaf.shape == (128, 32) for leaf in jax.tree.leaves(model)) == 1
 
 
+@pytest.mark.optimized
 def test_only_a_config_with_head_bias_has_the_two_biases(tiny_config, model, hidden):
     config = dataclasses.replace(tiny_config, head="mlm", head_bias=True)
     biased = MaskedLanguageModel(config, rngs=nnx.Rngs(0))
@@ -130,6 +131,7 @@ def test_without_a_head_there_is_the_encoder():
     assert isinstance(model, NomicBert) and head_class(BERT) is NomicBert
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_padding_changes_no_score_of_a_text(pooling):
     config = dataclasses.replace(MODERN, head="multiple_choice", head_pooling=pooling)

@@ -138,6 +138,7 @@ def test_packed_texts_are_pooled_each_from_its_own_tokens(
         np.testing.assert_allclose(vector, expected, atol=2e-6)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("convention", [V1, V15])
 def test_one_text_a_row_is_a_packed_row_of_one_slot(hidden, convention):
     segments = MASK[:2].astype(np.int32)

@@ -43,7 +43,7 @@ def step_of(stage):
     return abstract_step(stage, [MLM], jax.devices()[:1], assumed)
 
 
-def test_the_first_settings_that_fit_a_budget_are_taken(fast_compilation, monkeypatch):
+def test_the_first_settings_that_fit_a_budget_are_taken(monkeypatch):
     needed = {}
 
     def measured(step):
@@ -73,9 +73,7 @@ def test_the_first_settings_that_fit_a_budget_are_taken(fast_compilation, monkey
         assert len(heard) == first + 1 and "does not fit" in heard[0]
 
 
-def test_a_budget_that_holds_no_step_is_refused_with_the_least_it_takes(
-    fast_compilation,
-):
+def test_a_budget_that_holds_no_step_is_refused_with_the_least_it_takes():
     small = dataclasses.replace(
         MLM,
         memory=MemoryConfig(budget=1e-4),

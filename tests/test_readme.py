@@ -1,4 +1,8 @@
-"""Every command of the README runs, in a fresh copy and an empty environment."""
+"""Every command of the README runs, in a fresh copy and an empty environment.
+
+`.ci/run` runs these beside the rest: they install the package anew, and train the
+quickstart for minutes.
+"""
 
 import dataclasses
 import json
@@ -9,6 +13,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from compilation import of_a_user
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -72,7 +77,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
         else:
             write_small_model(name, snapshot)
     return {
-        **{k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HF_TOKEN")},
+        **of_a_user(),
         "HF_HOME": str(home),
         "HF_HUB_OFFLINE": "1",
         "JAX_PLATFORMS": "cpu",
@@ -110,7 +115,7 @@ def test_ci_runs_the_test_command_as_the_readme_has_it():
     assert "grep -A 3 '<!-- test command -->' README.md" in script
 
 
-@pytest.mark.slow
+@pytest.mark.fresh
 def test_the_readmes_commands_run_and_the_quickstart_keeps_its_promise(
     copy, environment
 ):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compilation import environment
 
 from nomic_jax.data.mlm import MlmBatches
 from nomic_jax.data.pairs import PairBatches
@@ -21,6 +21,8 @@ from nomic_jax.recipe import run
 from nomic_jax.stages import load_stages
 from nomic_jax.training.run_folder import read_metrics
 from nomic_jax.verify import check_fingerprint
+
+pytestmark = pytest.mark.optimized
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
 SMALL = (
@@ -140,17 +142,15 @@ def free_port():
 
 def on_two_hosts(out, pairs, *first, second=()):
     """Run train.py as two hosts of two devices: statuses, and what they printed."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    }
     root, port = QUICKSTART.parents[1], free_port()
     command = [sys.executable, root / "train.py", "--config", QUICKSTART, "--out", out]
     command += [*SMALL, f"--data.pairs={pairs}", *first, "--hosts=2"]
     command += [f"--coordinator=localhost:{port}"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [
-        subprocess.Popen([*command, f"--host={host}", *own], env=environment, **pipes)
+        subprocess.Popen(
+            [*command, f"--host={host}", *own], env=environment(devices=2), **pipes
+        )
         for host, own in enumerate([(), second])
     ]
     try:

@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -6,9 +5,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import environment
 
 from nomic_jax import document_scan, search
 from nomic_jax.search import nearest
+
+pytestmark = pytest.mark.optimized
 
 
 def brute_force(queries, documents, k):
@@ -182,13 +184,9 @@ print("EQUAL")
 
 @pytest.mark.slow
 def test_eight_devices_find_what_one_finds():
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
     done = subprocess.run(
         [sys.executable, "-c", DEVICES, str(Path(__file__).parent)],
-        env=environment,
+        env=environment(devices=8),
         capture_output=True,
         text=True,
     )

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from compilation import environment
 from flax import nnx
 from jax.sharding import AbstractMesh, PartitionSpec
 
@@ -25,25 +25,32 @@ from nomic_jax.training.optimizer import parameter_name
 
 HERE = Path(__file__).parent
 ALL, SOME = "0", "3"  # rows at once
-MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 1, 4), (2, 4, 1), (2, 2, 2))
-ON_TWO_HOSTS = ((8, 1, 1), (4, 2, 1))
+ONE = (1, 1, 1)
+# The steps that are taken on a mesh of data, fsdp and tensor: each axis has both
+# objectives, and a batch at once as well as in parts.
+STEPS = {
+    ONE: ("mlm/0", "contrastive/0"),
+    (8, 1, 1): ("mlm/0", "mlm/3", "contrastive/0", "contrastive/3"),
+    (1, 8, 1): ("mlm/3", "contrastive/0"),
+    (1, 1, 4): ("contrastive/0",),
+    (2, 4, 1): ("contrastive/3",),
+    (2, 2, 2): ("mlm/3", "contrastive/3"),
+}
+ON_TWO_HOSTS = {(4, 2, 1): ("contrastive/3",)}
 
 
-def begin(out, meshes, most, devices, *host):
-    """Start a process that takes the steps on meshes, of one case or of both."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": f"{HERE.parent}:{HERE}",
-        # Compiles in half the time.
-        "XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0",
-    }
-    cases = meshes if isinstance(meshes, dict) else dict.fromkeys(meshes, "")
-    sizes = ",".join(
-        "x".join(map(str, mesh)) + (case and f"={case}") for mesh, case in cases.items()
+def of_meshes(*meshes):
+    """The steps of meshes: what a test of each is given."""
+    return [(sizes, *step.split("/")) for sizes in meshes for step in STEPS[sizes]]
+
+
+def begin(out, steps, devices, *host):
+    """Start a process that takes steps on meshes."""
+    said = json.dumps({"x".join(map(str, mesh)): each for mesh, each in steps.items()})
+    script = [sys.executable, str(HERE / "mesh_gradients.py"), str(out), said]
+    return subprocess.Popen(
+        [*script, *map(str, host)], env=environment(devices=devices)
     )
-    script = [sys.executable, str(HERE / "mesh_gradients.py"), str(out), sizes, most]
-    return subprocess.Popen([*script, *map(str, host)], env=environment)
 
 
 def read(out, mesh):
@@ -57,18 +64,18 @@ def read(out, mesh):
 def run_on(tmp_path_factory):
     """What the steps find and move on a mesh; one process has them all."""
     out = tmp_path_factory.mktemp("meshes") / "one"
-    assert begin(out, MESHES, f"{ALL},{SOME}", 8).wait() == 0
+    assert begin(out, STEPS, 8).wait() == 0
     return lambda *sizes: read(out, sizes)
 
 
 @pytest.fixture(scope="module")
 def run_on_two_hosts(tmp_path_factory):
-    """The same on meshes whose devices are four of each of two processes."""
+    """The same on a mesh whose devices are four of each of two processes."""
     out = tmp_path_factory.mktemp("meshes") / "two"
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    both = [begin(out, ON_TWO_HOSTS, SOME, 4, host, port) for host in (0, 1)]
+    both = [begin(out, ON_TWO_HOSTS, 4, host, port) for host in (0, 1)]
     assert [process.wait() for process in both] == [0, 0]
     return lambda *sizes: read(out, sizes)
 
@@ -90,34 +97,23 @@ LOSS, GRADIENT = 2e-6, 3e-5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["mlm", "contrastive"])
-def test_microbatches_give_the_gradient_of_the_whole_batch(run_on, case):
-    found, _ = run_on(1, 1, 1)
-    loss, gradient = worst_error(found, found, case, SOME)
-    assert loss < LOSS and gradient < GRADIENT
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", ["mlm", "contrastive"])
-@pytest.mark.parametrize("most", [ALL, SOME])
-@pytest.mark.parametrize("sizes", MESHES[1:])
+@pytest.mark.parametrize(("sizes", "case", "most"), of_meshes(*STEPS)[2:])
 def test_a_mesh_gives_the_gradient_of_one_device(run_on, sizes, case, most):
-    expected, _ = run_on(1, 1, 1)
+    expected, _ = run_on(*ONE)
     found, _ = run_on(*sizes)
     loss, gradient = worst_error(found, expected, case, most)
     assert loss < LOSS and gradient < GRADIENT
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["mlm", "contrastive"])
-@pytest.mark.parametrize("sizes", ON_TWO_HOSTS)
 def test_two_hosts_of_4_devices_have_the_gradient_of_one_of_8_and_of_one_device(
-    run_on, run_on_two_hosts, sizes, case
+    run_on, run_on_two_hosts
 ):
-    found, _ = run_on_two_hosts(*sizes)
-    for one in ((8, 1, 1), (1, 1, 1)):
+    case = "contrastive"
+    found, _ = run_on_two_hosts(4, 2, 1)
+    for one, most in (((8, 1, 1), SOME), (ONE, ALL)):
         expected, _ = run_on(*one)
-        loss, gradient = worst_error(found, expected, case, SOME, SOME)
+        loss, gradient = worst_error(found, expected, case, SOME, most)
         assert loss < LOSS and gradient < GRADIENT
 
 
@@ -151,9 +147,9 @@ def test_an_mlm_step_reduces_gradients_once(run_on):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["mlm", "contrastive"])
-@pytest.mark.parametrize("most", [ALL, SOME])
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 4, 1)])
+@pytest.mark.parametrize(
+    ("sizes", "case", "most"), of_meshes((8, 1, 1), (1, 8, 1), (2, 4, 1))
+)
 def test_a_row_is_computed_once_however_rows_are_split(run_on, sizes, case, most):
     _, moved = run_on(*sizes)
     computed, traced = moved[f"{case}/{most}/flops"]
@@ -164,9 +160,7 @@ def test_a_row_is_computed_once_however_rows_are_split(run_on, sizes, case, most
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["mlm", "contrastive"])
-@pytest.mark.parametrize("most", [ALL, SOME])
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 4, 1)])
+@pytest.mark.parametrize(("sizes", "case", "most"), of_meshes((1, 8, 1), (2, 4, 1)))
 def test_split_parameters_are_gathered_once_a_step(run_on, sizes, case, most):
     _, moved = run_on(*sizes)
     collectives = moved[f"{case}/{most}/"]
@@ -179,9 +173,9 @@ def test_split_parameters_are_gathered_once_a_step(run_on, sizes, case, most):
 @pytest.mark.slow
 @pytest.mark.parametrize(("sizes", "factor"), [((1, 8, 1), 8), ((1, 1, 4), 4)])
 def test_bytes_of_a_device_fall_by_the_axis_that_splits(run_on, sizes, factor):
-    _, whole = run_on(1, 1, 1)
+    _, whole = run_on(*ONE)
     _, split = run_on(*sizes)
-    for case in ("mlm", "contrastive"):
+    for case in {step.split("/")[0] for step in STEPS[sizes]}:
         # Norms and token types are everywhere: 2,000 of 100,000 bytes; the tensor axis
         # leaves the word table whole too, 16,384 bytes.
         rest = 3_000 + (16_384 + 4_096 if sizes[2] > 1 else 0)

@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, PartitionSpec
 from mesh_gradients import MOE
-from test_sharding import ALL, GRADIENT, LOSS, SOME, begin, read, worst_error
+from test_sharding import GRADIENT, LOSS, SOME, begin, read, worst_error
 
 from nomic_jax.config import ModelConfig
 from nomic_jax.model.encoder import NomicBert
@@ -14,19 +14,17 @@ from nomic_jax.sharding_rules import parameter_spec, shardings
 from nomic_jax.training.placement import parameter_names
 
 ONE = (1, 1, 1, 1)
-# Data, fsdp, expert and tensor: which objectives are tried; all of them where empty.
-AT_ONCE = {ONE: "", (2, 1, 4, 1): "mlm"}
-IN_PARTS = {
-    (8, 1, 1, 1): "mlm",
-    (1, 1, 8, 1): "contrastive",
-    (2, 2, 2, 1): "",
-    (2, 1, 2, 2): "mlm",
+# Data, fsdp, expert and tensor: which steps are taken.
+STEPS = {
+    ONE: ("mlm/0", "contrastive/0"),
+    (1, 1, 8, 1): ("contrastive/3",),
+    (2, 2, 2, 1): ("contrastive/3",),
+    (2, 1, 2, 2): ("mlm/0",),
 }
 TRIED = [
-    (sizes, each, most)
-    for meshes, most in ((AT_ONCE, ALL), (IN_PARTS, SOME))
-    for sizes, case in meshes.items()
-    for each in ([case] if case else ["mlm", "contrastive"])
+    (sizes, *step.split("/"))
+    for sizes, steps in STEPS.items()
+    for step in steps
     if sizes != ONE
 ]
 
@@ -35,8 +33,7 @@ TRIED = [
 def run_on(tmp_path_factory):
     """What the steps find and move on a mesh."""
     out = tmp_path_factory.mktemp("meshes") / "experts"
-    assert begin(out, AT_ONCE, ALL, 8).wait() == 0
-    assert begin(out, IN_PARTS, SOME, 8).wait() == 0
+    assert begin(out, STEPS, 8).wait() == 0
     return lambda *sizes: read(out, sizes)
 
 

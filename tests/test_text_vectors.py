@@ -1,7 +1,6 @@
 """A text's vector is its own, whatever shares its row, its batch and its devices."""
 
 import dataclasses
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_checkpoints as tiny
+from compilation import environment
 from flax import nnx
 
 from nomic_jax.config import EmbeddingConfig
@@ -17,8 +17,6 @@ from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.projection import Projection
 from nomic_jax.own_devices import num_devices
 from nomic_jax.text_vectors import text_vectors
-
-pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 # What batch composition may change in float32; 2 layers of width 32 change 1e-6.
 COMPOSITION = 1e-5
@@ -101,16 +99,9 @@ for family in ("nomic", "moe"):
 
 
 def test_eight_devices_find_what_one_finds():
-    here = Path(__file__).parent
     done = subprocess.run(
         [sys.executable, "-c", ON_EIGHT],
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": f"{here.parent}:{here}",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
-            "--xla_backend_optimization_level=0",  # compiles in half the time
-        },
+        env=environment(devices=8),
         capture_output=True,
         text=True,
     )

@@ -1,13 +1,12 @@
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compilation import environment
 
 from nomic_jax.training.checkpoints import (
     Checkpoints,
@@ -209,12 +208,6 @@ def test_checkpoints_where_orbax_does_not_write_are_refused():
         Checkpoints("memory://run", keep=1)
 
 
-def environment(**more):
-    """Of a process that imports what these tests import."""
-    here = Path(__file__).parent
-    return os.environ | {"PYTHONPATH": f"{here.parent}:{here}"} | more
-
-
 ON_A_MESH = """
 import sys
 import jax, jax.numpy as jnp, numpy as np, optax
@@ -252,10 +245,9 @@ def test_a_checkpoint_of_eight_devices_is_restored_bitwise_onto_four_and_one(tmp
         (4, "restore", "2 2"),
         (1, "restore", "1 1"),
     ):
-        flags = f"--xla_force_host_platform_device_count={devices}"
         ended = subprocess.run(
             [sys.executable, "-c", ON_A_MESH, str(tmp_path), task, *sizes.split()],
-            env=environment(XLA_FLAGS=flags, JAX_PLATFORMS="cpu"),
+            env=environment(devices=devices),
             capture_output=True,
             text=True,
         )

@@ -1,7 +1,6 @@
 import dataclasses
 import functools
 import json
-import os
 import re
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from compilation import environment
 from flax import nnx
 from store_pairs import tokenizer
 from stored_pairs import random_store
@@ -170,14 +170,9 @@ def test_frozen_encoders_are_arguments_of_the_step_and_no_constants():
 @pytest.mark.slow
 def test_eight_devices_compute_what_one_does(tmp_path):
     here = Path(__file__).parent
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": f"{here}{os.pathsep}{here.parent}",
-    }
     out = tmp_path / "found.json"
     script = [sys.executable, str(here / "frozen_gradients.py"), str(out)]
-    subprocess.run(script, env=environment, check=True)
+    subprocess.run(script, env=environment(devices=8), check=True)
     written = json.loads(out.read_text())
     one = written["one"]
     for mesh in ("data", "both"):

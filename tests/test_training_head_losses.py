@@ -131,6 +131,7 @@ def test_the_means_of_a_pretraining_batch_have_counts_of_their_own():
     assert float(sums.loss) == 8 / 4 + 4 / 2
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("label", [-100, -1, 99])
 def test_what_does_not_count_changes_neither_loss_nor_gradient(label):
     x = scores(2, 4, 3)

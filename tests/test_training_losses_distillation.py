@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sweeps import pairwise
 
 from nomic_jax.training.distillation import (
     TeacherConfig,
@@ -52,9 +53,10 @@ LOSSES = {
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("group", [1, 2, 4])
-@pytest.mark.parametrize("nested", [FULL, NESTED], ids=["full", "matryoshka"])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    ("name", "nested", "group"),
+    pairwise(LOSSES.keys(), {"full": FULL, "matryoshka": NESTED}, [1, 2, 4]),
+)
 def test_the_loss_and_its_gradients_equal_torch(name, nested, group):
     import torch
 

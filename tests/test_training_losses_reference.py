@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sweeps import pairwise
 
 from nomic_jax.training.losses import ContrastiveLoss, contrastive_loss
 
@@ -14,6 +15,7 @@ pytestmark = pytest.mark.torch
 
 PAIRS, WIDTH = 6, 16
 NESTED = {"matryoshka_dims": (16, 8, 4), "matryoshka_weights": (1.0, 0.5, 2.0)}
+DIMS = {"full": {}, "matryoshka": NESTED}
 
 
 def batch(seed, group, width=WIDTH):
@@ -124,9 +126,9 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("group", [1, 2, 4])
-@pytest.mark.parametrize("nested", [{}, NESTED], ids=["full", "matryoshka"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("variant", "nested", "group"), pairwise(VARIANTS.keys(), DIMS, [1, 2, 4])
+)
 def test_loss_and_gradient_equal_the_plain_form(variant, nested, group):
     config = ContrastiveLoss(temperature=0.05, **VARIANTS[variant], **nested)
     query, document = batch(group, group)
@@ -192,18 +194,28 @@ def of_sentence_transformers(make, query, document, group, nested, guide=None):
     return loss([{"column": n} for n in range(group + 1)], None), made
 
 
-@pytest.mark.parametrize("group", [1, 2, 4])
-@pytest.mark.parametrize("nested", [{}, NESTED], ids=["full", "matryoshka"])
 @pytest.mark.parametrize(
-    "directions, mode, fields",
-    [
-        ((), "joint", {}),
-        (("doc_to_query",), "per_direction", {"both_directions": True}),
-        (("query_to_query",), "joint", {"query_negatives": True}),
-    ],
-    ids=["one_way", "both_directions", "query_negatives"],
+    ("way", "nested", "group"),
+    pairwise(
+        {
+            "one_way": ((), "joint", {}),
+            "both_directions": (
+                ("doc_to_query",),
+                "per_direction",
+                {"both_directions": True},
+            ),
+            "query_negatives": (
+                ("query_to_query",),
+                "joint",
+                {"query_negatives": True},
+            ),
+        },
+        DIMS,
+        [1, 2, 4],
+    ),
 )
-def test_it_is_multiple_negatives_ranking_loss(directions, mode, fields, nested, group):
+def test_it_is_multiple_negatives_ranking_loss(way, nested, group):
+    directions, mode, fields = way
     config = ContrastiveLoss(temperature=0.02, **fields, **nested)
     query, document = batch(group, group)
     theirs, columns = of_sentence_transformers(
@@ -218,11 +230,17 @@ def test_it_is_multiple_negatives_ranking_loss(directions, mode, fields, nested,
     assert_equal(value_and_gradients(config, query, document), theirs, columns)
 
 
-@pytest.mark.parametrize("group", [1, 2])  # theirs knows at most one hard negative
-@pytest.mark.parametrize("nested", [{}, NESTED], ids=["full", "matryoshka"])
-@pytest.mark.parametrize("all_sides", [True, False])
-@pytest.mark.parametrize("margin, relative", [(0.0, False), (0.1, False), (0.3, True)])
-def test_it_is_gist_embed_loss(margin, relative, all_sides, nested, group):
+@pytest.mark.parametrize(
+    ("margins", "all_sides", "nested", "group"),
+    pairwise(
+        [(0.0, False), (0.1, False), (0.3, True)],
+        [True, False],
+        DIMS,
+        [1, 2],  # theirs knows at most one hard negative
+    ),
+)
+def test_it_is_gist_embed_loss(margins, all_sides, nested, group):
+    margin, relative = margins
     config = ContrastiveLoss(
         temperature=0.05,
         false_negative_margin=margin,

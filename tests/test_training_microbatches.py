@@ -1,15 +1,15 @@
 """Microbatches of any size leave every contrastive loss and gradient as they are."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import environment
 from flax import nnx
+from sweeps import pairwise
 
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
@@ -177,9 +177,9 @@ def test_a_sum_in_parts_has_the_gradient_of_the_whole_and_repeats_nothing(most):
     assert product_flops(traced.jaxpr) == forward + backward
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("nested", NESTED)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    ("loss", "nested", "layout"), pairwise(LOSSES.keys(), NESTED.keys(), LAYOUTS.keys())
+)
 def test_microbatches_leave_loss_and_gradient_as_they_are(
     monkeypatch, loss, nested, layout
 ):
@@ -194,13 +194,7 @@ def test_microbatches_leave_loss_and_gradient_as_they_are(
 
 def test_in_float64_they_leave_them_as_they_are_to_its_own_precision():
     # In a process of its own, where float32 means float64 to all that is imported.
-    here = Path(__file__).parent
-    command = [sys.executable, __file__]
-    environment = os.environ | {
-        "PYTHONPATH": f"{here.parent}:{here}",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
-    }
-    subprocess.run(command, env=environment, check=True)
+    subprocess.run([sys.executable, __file__], env=environment(), check=True)
 
 
 if __name__ == "__main__":

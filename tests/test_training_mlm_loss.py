@@ -37,8 +37,10 @@ def at_once(decoded, targets, weights):
     return jnp.sum(jnp.where(weights, losses, 0))
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("block", [7, 16, 40, 512])
+@pytest.mark.parametrize(
+    ("block", "bias"),
+    [(7, False), (16, True), (40, True), (512, False)],  # a bias is added in each block
+)
 def test_blocks_have_the_value_and_the_gradients_of_all_logits(block, bias):
     decoded, targets, weights = case(block, bias=bias)
 
@@ -84,6 +86,7 @@ def test_bfloat16_differs_from_float32_by_its_rounding(block):
         )
 
 
+@pytest.mark.optimized
 def test_blocks_of_tokens_that_do_not_count_are_left_out():
     (hidden, *decoder), targets, weights = case(0)
     # Whatever stands there has no part in anything, not even as no number.
@@ -138,8 +141,9 @@ def test_the_mean_and_its_gradients_equal_torchs(seed):
         np.testing.assert_allclose(got, right.grad.numpy(), atol=1e-6)
 
 
-@pytest.mark.parametrize("head_bias", [False, True])
-@pytest.mark.parametrize("activation", ["swiglu", "gelu"])
+@pytest.mark.parametrize(
+    ("activation", "head_bias"), [("swiglu", False), ("gelu", True)]
+)
 def test_the_models_masked_tokens_have_the_loss_of_its_logits(
     tiny_config, activation, head_bias
 ):

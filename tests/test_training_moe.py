@@ -178,9 +178,7 @@ def test_objectives_whole_and_in_microbatches_are_that_of_sums_at_once(
 
 
 def gradient(function, model):
-    # Not optimised: it takes half the time to compile, and no time to run.
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(jax.value_and_grad(function), compiler_options=options)(model)
+    return jax.jit(jax.value_and_grad(function))(model)
 
 
 def test_uniform_routing_adds_exactly_the_coefficient(config):

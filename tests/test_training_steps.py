@@ -173,6 +173,7 @@ def test_the_key_of_a_step_is_folded_from_seed_and_step():
             assert metrics["loss"] == jax.random.uniform(key)
 
 
+@pytest.mark.optimized
 def test_a_step_that_is_not_finite_changes_the_count_of_steps_alone(tiny_config):
     model, batch, objective = mlm_case(tiny_config)
 

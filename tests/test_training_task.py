@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from compilation import environment
 from flax import nnx
 from task_files import (
     HEADS,
@@ -52,7 +52,7 @@ from nomic_jax.training.task_model import config_with_head, with_head
 from nomic_jax.training.task_objective import task_objective
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.usefixtures("fast_compilation")
+SWEEP = pytest.mark.sweep
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,13 @@ def model_and_batch(task, folder, size=6, **changes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "task", ["classes", "tags", "answers", "choices", "pretraining"]
+    "task",
+    [
+        # Rows of several texts; rows with unequal numbers of masked tokens; the others
+        # are the first one's sums over rows.
+        *("choices", "pretraining"),
+        *(pytest.param(each, marks=SWEEP) for each in ("classes", "tags", "answers")),
+    ],
 )
 def test_microbatches_give_the_loss_and_gradient_of_the_whole_batch(tmp_path, task):
     # 7 examples in parts of 3: the last one is filled up by two.
@@ -105,8 +111,14 @@ def test_microbatches_give_the_loss_and_gradient_of_the_whole_batch(tmp_path, ta
     assert_close(parts, whole)
 
 
+PACKED = ("classes", "answers", "choices", "pretraining")  # of each structure
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("task", HEADS)
+@pytest.mark.parametrize(
+    "task",
+    [*PACKED, *(pytest.param(t, marks=SWEEP) for t in HEADS if t not in PACKED)],
+)
 def test_packed_texts_give_the_loss_and_gradient_of_texts_in_rows_of_their_own(
     tmp_path, task
 ):
@@ -156,14 +168,8 @@ def test_examples_that_do_not_count_change_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_eight_devices_give_the_loss_and_gradient_of_one(tmp_path):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": f"{HERE.parent}:{HERE}",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
-        "--xla_backend_optimization_level=0",
-    }
     script = [sys.executable, str(HERE / "task_gradients.py"), str(tmp_path / "out")]
-    subprocess.run(script, env=environment, check=True)
+    subprocess.run(script, env=environment(devices=8), check=True)
     with np.load(tmp_path / "out.npz") as arrays:
         found = dict(arrays)
     for task in ("choices", "pretraining"):
@@ -196,7 +202,15 @@ REACHED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", REACHED)
+@pytest.mark.parametrize(
+    "task",
+    [
+        # One that scores a text, its tokens, its spans, several texts, and masks; the
+        # others are these heads with other labels.
+        *("classes", "answers", "choices", "pretraining"),
+        *(pytest.param(each, marks=SWEEP) for each in ("tags", "sentences", "masks")),
+    ],
+)
 def test_a_run_learns_its_task_and_leaves_the_head(tmp_path, bert, task):
     stage = task_stage(task, bert, tmp_path, steps=STEPS, rate=5e-3, batch_size=24)
     run([stage], tmp_path / "out")
@@ -221,6 +235,7 @@ def test_a_run_learns_its_task_and_leaves_the_head(tmp_path, bert, task):
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 def test_an_interrupted_run_ends_with_the_uninterrupted_parameters(
     tmp_path, bert, monkeypatch
 ):

@@ -173,9 +173,10 @@ CONVENTIONS = [
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("layout", ["nomic", "transformers"])
 @pytest.mark.parametrize(
-    "config", CONVENTIONS, ids=lambda c: f"{c.pooling}-{c.layer_norm}"
+    ("config", "layout"),
+    [*zip(CONVENTIONS, ["nomic", "transformers"] * 2, strict=True)],
+    ids=lambda c: c if isinstance(c, str) else f"{c.pooling}-{c.layer_norm}",
 )
 def test_published_folders_embed_as_with_torch(
     tmp_path, capsys, tokenizer, layout, config

@@ -22,6 +22,7 @@ import numpy as np
 import orbax.checkpoint
 import tokenizers
 import tqdm
+from compilation import FLAGS, LEVEL_0
 from stores import TOKENIZER_DIGEST, write_pair_store, write_row_store
 
 from nomic_jax import hosts
@@ -145,6 +146,7 @@ def train_stage(
     devices=1,
     mesh=None,
     cache=None,  # of compiled programs
+    optimized=False,  # compiled as users' programs are: where bits are compared
     log=None,
     coordinator="",
     of_hosts=1,
@@ -159,10 +161,9 @@ def train_stage(
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    os.environ["XLA_FLAGS"] = (
-        f"--xla_force_host_platform_device_count={devices} "
-        "--xla_backend_optimization_level=0"  # compiles in half the time
-    )
+    forced = f"--xla_force_host_platform_device_count={devices}"
+    os.environ["XLA_FLAGS"] = forced if optimized else f"{FLAGS} {forced}"
+    jax.config.update(LEVEL_0.lower(), not optimized)
     hosts.start(coordinator, of_hosts, host)
     place = Path(folder)
     hosts.from_first("folder", lambda: bool(RunFolder.open(place, {})))
