@@ -116,6 +116,7 @@ def test_importing_the_package_loads_nothing_heavy():
     assert not loaded_after("import nomic_jax.config")
 
 
+@pytest.mark.slow
 def test_the_model_loads_jax_and_nothing_heavier():
     assert loaded_after("import nomic_jax.model.heads") <= {"jax", "flax"} | {"orbax"}
 

@@ -205,6 +205,7 @@ def test_the_newest_row_of_each_machine_counts(recorded):
     assert "1.10" not in old
 
 
+@pytest.mark.slow
 def test_a_line_is_whole_and_says_what_a_machine_is_not_which(
     script, recorded, tmp_path
 ):
@@ -276,6 +277,7 @@ def test_a_step_that_fails_or_is_cut_does_not_stop_the_next(
         gpu.further([("lst", "")])
 
 
+@pytest.mark.slow
 def test_only_wheels_that_the_host_lacks_are_installed(script, tmp_path, capsys):
     gpu = script("gpu")
     (tmp_path / "wheels").mkdir()

@@ -48,6 +48,7 @@ def test_padded_texts_are_the_packed_ones(script, packed):
             np.testing.assert_array_equal(row[mask], text)
 
 
+@pytest.mark.slow
 def test_the_padded_step_has_the_packed_steps_loss_and_gradient(
     script, packed, tiny_config
 ):

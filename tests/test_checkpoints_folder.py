@@ -69,6 +69,7 @@ def test_a_saved_module_loads_as_it_was_through_every_layout(tmp_path, bias):
     assert_same(load_encoder(source), encoder)
 
 
+@pytest.mark.slow
 def test_a_loaded_module_computes_and_can_be_differentiated(tmp_path):
     model = NomicBert(CONFIG, rngs=nnx.Rngs(1))
     save_model(model, CONFIG, None, None, tmp_path / "jax")

@@ -116,6 +116,7 @@ def test_routers_come_from_the_seed_with_the_configs_deviation(tmp_path):
     assert abs(first.std() / 0.5 - 1) < 0.05
 
 
+@pytest.mark.slow
 def test_one_expert_of_one_computes_what_the_dense_model_did(tmp_path):
     # The router's weight is then 1: nothing but the copying is left to differ.
     config = tiny.FAMILIES["nomic-xlm"]

@@ -130,6 +130,7 @@ def test_a_wrong_command_line_ends_with_2_and_says_why(capsys, arguments, says):
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_lines_from_a_pipe_become_an_array_on_standard_output(model):
     done = python(
         "-m",
@@ -148,6 +149,7 @@ def test_lines_from_a_pipe_become_an_array_on_standard_output(model):
     assert "token/s" in said
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 @pytest.mark.parametrize("ending", [".npy", ".jsonl", ".parquet"])
 def test_a_file_becomes_a_file(model, lines, tmp_path, capsys, ending):
@@ -564,6 +566,7 @@ def test_the_command_prepares_with_two_processes_what_one_prepares(
         assert [text.tolist() for text in texts] == [text.tolist() for text in others]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Beam's own, of many kinds
 def test_a_collection_is_prepared_on_beam(words, tmp_path, capsys):
     pytest.importorskip("apache_beam")

@@ -106,6 +106,7 @@ def test_help_imports_neither_jax_nor_torch():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["jax", "nomic", "transformers"])
 def test_memory_stays_under_one_checkpoint(tmp_path, layout):
     # 45 MB in 12 layers as the released model's, so that the interpreter's own

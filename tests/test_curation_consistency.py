@@ -145,6 +145,7 @@ def read(folder):
     return lines
 
 
+@pytest.mark.slow
 def test_what_stays_is_what_its_query_finds(embedder, tmp_path):
     pairs, wrong = shuffled_pairs()
     report = filter_source(pairs, COLUMNS, embedder, Filtering(**SETTINGS), tmp_path)
@@ -225,6 +226,7 @@ def test_a_try_that_judged_nothing_does_not_stand_in_the_way(embedder, tmp_path)
     assert read_json(tmp_path / "filtering.json")["blank"] == "drop"
 
 
+@pytest.mark.slow
 def test_a_named_judge_gets_its_own_prefixes_unless_others_are_given(
     embedder, tmp_path
 ):

@@ -108,6 +108,7 @@ def test_twenty_are_mined_and_training_draws_seven_of_them(
     assert not first  # drawn at random, and not the first seven
 
 
+@pytest.mark.slow
 def test_what_was_embedded_is_not_embedded_again(options, tmp_path, monkeypatch):
     monkeypatch.setattr(embedded_parts, "PART", 8)
     encode, counts = Embedder.encode, []

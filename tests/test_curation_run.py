@@ -86,6 +86,7 @@ def filter_run(stage, carried, out):
     return out / stage.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", [False, True])
 def test_the_pairs_that_stay_are_those_a_search_by_hand_finds(
     carried, embedder, model, tmp_path, named
@@ -140,6 +141,7 @@ def test_a_source_of_which_nothing_stays_is_named(carried, model, tmp_path):
     assert not is_prepared(tmp_path / "filter")
 
 
+@pytest.mark.slow
 def test_negatives_of_a_filtered_source_are_in_the_batches(carried, embedder, tmp_path):
     filter_run(
         FilterStage(

@@ -58,6 +58,7 @@ def chi_square(counts, expected):
     return (statistic - freedom) / math.sqrt(2 * freedom)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [30, 97])
 def test_over_keys_every_record_comes_to_every_place_equally_often(size):
     keys = 2000

@@ -74,6 +74,7 @@ def python(code, **environment):
     )
 
 
+@pytest.mark.slow
 def test_a_list_embeds_as_each_text_alone_and_in_its_order(embedder):
     texts = texts_of(2, 30, 3, 11, 1, 28, 12, 4, 2, 3, 13)
     alone = [embedder.encode([text], task="clustering")[0] for text in texts]
@@ -98,6 +99,7 @@ def pooled(tiny_model, tokenizer):
     return texts, np.stack(means)
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_tasks_differ_by_their_prefix_alone(embedder):
     texts = texts_of(3, 5, 4)
@@ -150,6 +152,7 @@ def test_a_fingerprint_names_what_embeddings_depend_on(embedder, tiny_model, tok
     assert made.fingerprint()["projection"] != found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_a_dim_is_the_first_entries_scaled_to_unit_length(
     tiny_model, tokenizer, pooled, layer_norm
@@ -169,6 +172,7 @@ def test_a_dim_is_the_first_entries_scaled_to_unit_length(
         np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_another_dim_or_order_compiles_no_other_encoder(embedder):
     texts = texts_of(1, 2, 3)
     programs = nomic_jax.text_vectors._pooled
@@ -179,6 +183,7 @@ def test_another_dim_or_order_compiles_no_other_encoder(embedder):
     assert programs._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_a_thousand_texts_need_few_shapes(embedder, monkeypatch):
     shapes = []
 
@@ -224,6 +229,7 @@ def test_empty_texts_and_a_bare_string_are_refused(embedder, texts, says):
         embedder.encode(texts, task="clustering")
 
 
+@pytest.mark.slow
 def test_long_texts_are_cut_with_one_counted_warning(embedder, caplog):
     texts = ["fox", "dog " * 200, "a", "dog " * 300]
     with caplog.at_level(logging.WARNING):
@@ -266,6 +272,7 @@ def test_a_published_folder_loads_with_its_conventions(folder):
     assert got.shape == (1, 32)
 
 
+@pytest.mark.slow
 def test_texts_beyond_the_trained_length_embed_when_asked_for(folder):
     text = "the lazy dog jumps over a small fox " * 12
     with pytest.raises(ValueError, match="max_length=128 .* rotary_scaling_factor"):
@@ -285,6 +292,7 @@ def test_texts_beyond_the_trained_length_embed_when_asked_for(folder):
     assert np.abs(long - other).max() > 100 * ROUNDING
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32(embedder, tiny_config, tokenizer):
     model = NomicBert(tiny_config, rngs=nnx.Rngs(0), dtype=jnp.dtype("bfloat16"))
     rough = Embedder(model, tokenizer, embedding())
@@ -304,6 +312,7 @@ def test_the_type_of_matmuls_can_be_chosen(folder):
         load(Embedder, folder, dtype="float16")
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_what_computes_attention_is_said_or_refused(folder, caplog):
     jax.clear_caches()  # both are compiled here, at the same level
@@ -341,6 +350,7 @@ print(model.config.layer_norm, model.encode_query(["a small fox"]).shape)
 """
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_found_in_the_hubs_cache_without_a_network(folder, tmp_path):
     repository = tmp_path / "home/hub/models--nomic-ai--nomic-embed-text-v1.5"
     shutil.copytree(folder, repository / "snapshots" / ("0" * 40))
@@ -359,6 +369,7 @@ def cached_programs(folder):
     return sorted(path.name for path in folder.glob("*_pooled*-cache"))
 
 
+@pytest.mark.slow
 def test_a_second_process_finds_the_compiled_programs(folder, tmp_path):
     code = EMBED.format(source=str(folder))
     code += "import jax\nprint('hits', len(hits))\n"
@@ -381,6 +392,7 @@ def test_a_second_process_finds_the_compiled_programs(folder, tmp_path):
     assert said[0][1] == said[1][1]
 
 
+@pytest.mark.slow
 def test_a_compilation_cache_of_ones_own_is_left_alone(folder, tmp_path):
     done = python(
         EMBED.format(source=str(folder)),

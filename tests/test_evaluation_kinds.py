@@ -56,6 +56,7 @@ def test_classifiers_are_fit_to_the_texts_that_mteb_draws(tmp_path):
     assert list(task.sides[0].texts) == texts
 
 
+@pytest.mark.slow
 def test_classification_is_scikit_learns(tmp_path):
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import accuracy_score, f1_score

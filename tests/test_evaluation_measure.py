@@ -76,6 +76,7 @@ def places(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_every_dimension_is_that_of_texts_embedded_for_it(embedder, places):
     task = open_tasks(places)[0]
     found = measure(task, embedder, dims=DIMS, precisions=("float32", "binary"))
@@ -152,6 +153,7 @@ def test_a_model_without_prompts_embeds_texts_as_they_stand(embedder, places, ca
     )
 
 
+@pytest.mark.slow
 def test_lengths_share_weights_and_stretch_with_their_own_factor(embedder):
     (text,) = [" ".join(sentences(3, 0))]
     made = at_lengths(embedder, (12, 24), rotary_scaling_factor=4.0)
@@ -196,6 +198,7 @@ def counted(monkeypatch):
     return texts
 
 
+@pytest.mark.slow
 def test_a_stopped_evaluation_goes_on_and_refuses_another(
     embedder, places, tmp_path, monkeypatch, capsys
 ):
@@ -260,6 +263,7 @@ def retokenized(embedder):
     return made
 
 
+@pytest.mark.slow
 def test_what_is_undefined_is_told_and_the_rest_measured(
     embedder, places, tmp_path, monkeypatch, capsys
 ):
@@ -285,6 +289,7 @@ def test_what_is_undefined_is_told_and_the_rest_measured(
     assert evaluate(dataclasses.replace(given, tasks=places[:1])) == 0
 
 
+@pytest.mark.slow
 def test_nothing_is_written_again_and_what_is_gone_is(embedder, places, tmp_path):
     def run():
         return measure_all(
@@ -329,6 +334,7 @@ def test_a_kind_of_several_tasks_has_its_mean():
     assert "mean" not in tables(results, ["a"])
 
 
+@pytest.mark.slow
 def test_the_command_prints_tables_and_draws(embedder, places, tmp_path, capsys):
     model, out = tmp_path / "model", tmp_path / "out"
     save_model(

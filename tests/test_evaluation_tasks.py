@@ -172,6 +172,7 @@ def fresh(tmp_path_factory):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["classes", "tags", "choices"])
 def test_rows_score_in_a_batch_as_they_do_alone(fresh, task):
     model, data, examples = fresh(task)
@@ -184,6 +185,7 @@ def test_rows_score_in_a_batch_as_they_do_alone(fresh, task):
         np.testing.assert_allclose(ours, expected, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["classes", "numbers", "sets", "tags", "answers"])
 def test_predictions_do_not_look_at_the_labels(fresh, task):
     model, data, examples = fresh(task)
@@ -202,6 +204,7 @@ def test_predictions_do_not_look_at_the_labels(fresh, task):
         assert all(text in example.context for example, text in pairs)
 
 
+@pytest.mark.slow
 def test_what_a_masked_model_is_measured_on_stays_the_same(fresh):
     model, data, examples = fresh("pretraining")
     found = evaluate_task(model, tokenizer(), examples, data)

@@ -88,6 +88,7 @@ def test_the_grid_is_the_papers():
     assert file_of("tfds:glue", "mnli", "train") == "tfds:glue/mnli:train"
 
 
+@pytest.mark.slow
 def test_the_best_of_mnli_is_what_rte_starts_with(plan, runs):
     rows = sweep(plan)
     tasks = [stage.name for stage in runs]

@@ -66,6 +66,7 @@ assert hosts.from_first("report", lambda: 3) == 3
 """
 
 
+@pytest.mark.slow
 def test_a_machine_alone_needs_no_other(monkeypatch):
     for name in [name for name in os.environ if name.startswith(("SLURM", "OMPI"))]:
         monkeypatch.delenv(name)

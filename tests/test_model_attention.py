@@ -72,6 +72,7 @@ def able(request, window, dtype):
         pytest.skip("has no window, and says so")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("length", "window", "width", "dtype"), CASES)
 def test_it_is_attention_by_definition(backend, length, window, width, dtype, request):
     able(request, window, dtype)
@@ -100,6 +101,7 @@ def test_it_is_attention_by_definition(backend, length, window, width, dtype, re
             assert np.linalg.norm(error) < 0.01 * np.linalg.norm(expected * held)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [200, 513])
 def test_packed_texts_come_out_as_alone_and_so_do_their_gradients(
     backend, length, request

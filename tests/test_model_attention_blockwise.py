@@ -16,6 +16,7 @@ from nomic_jax.model.attention_blockwise import (
 
 
 # Below, at and beyond one block of queries, and lengths that blocks do not divide.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("length", "window"),
     [(n, None) for n in (5, 511, 512, 513, 1100)]
@@ -79,6 +80,7 @@ def test_weights_on_request_are_those_attention_uses(window):
     np.testing.assert_allclose(attend(q, k, v, segments, window), mixed, atol=5e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [40, QUERY_BLOCK + 40])
 def test_no_token_sees_another_segment(length):
     q, k, v, segments = random_heads(length, rows=1)

@@ -35,6 +35,7 @@ def test_texts_are_found_in_their_rows():
     assert kept.all()
 
 
+@pytest.mark.slow
 def test_rows_of_more_texts_than_promised_are_told():
     # One text may not begin after padding either: rows of one have a length alone.
     assert text_places(jnp.asarray(SEGMENTS), 1)[2].tolist() == [1, 1, 0, 0]

@@ -42,6 +42,7 @@ def test_the_pairs_counted_are_those_of_the_kernels_own_tiles(length, window):
         assert count * tile**2 == pairs(length, window)
 
 
+@pytest.mark.slow
 def test_each_device_computes_its_rows_and_heads(tmp_path):
     """On a mesh of processors, where the kernel gives way to plain arrays."""
     script = [sys.executable, HERE / "splash_on_mesh.py", tmp_path / "found.json"]

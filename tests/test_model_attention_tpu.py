@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from compilation import of_a_user
 
 pytestmark = [pytest.mark.tpu, pytest.mark.slow]
 
@@ -20,7 +21,7 @@ def made(tmp_path_factory):
         pytest.skip("libtpu is not installed; the extra [tpu] brings it")
     out = tmp_path_factory.mktemp("programs") / "found.json"
     script = [sys.executable, HERE / "attention_tpu_programs.py", out]
-    subprocess.run(script, check=True)
+    subprocess.run(script, env=of_a_user(), check=True)
     return json.loads(out.read_text())
 
 

@@ -155,6 +155,7 @@ def test_gradients_equal_the_torch_references(tiny_config):
         )
 
 
+@pytest.mark.slow
 def test_padding_never_changes_a_hidden_state(tiny_model):
     texts = random_texts()
     alone = [np.asarray(encode(tiny_model, padded([text])))[0] for text in texts]
@@ -208,6 +209,7 @@ def packed_row(texts, extra=2):
     return Tokens(ids[None], segments[None])
 
 
+@pytest.mark.slow
 def test_packed_texts_equal_texts_in_rows_of_their_own(tiny_model):
     texts = random_texts((9, 40, 25))  # two bases beyond the trained length in one row
     packed, apart = packed_row(texts), padded(texts)
@@ -234,6 +236,7 @@ def test_packed_texts_equal_texts_in_rows_of_their_own(tiny_model):
         )
 
 
+@pytest.mark.slow
 def test_the_scan_equals_a_loop_over_blocks(tiny_config):
     config = dataclasses.replace(tiny_config, num_layers=5)
     model = NomicBert(config, rngs=nnx.Rngs(0))
@@ -244,6 +247,7 @@ def test_the_scan_equals_a_loop_over_blocks(tiny_config):
     )
 
 
+@pytest.mark.slow
 def test_a_row_beyond_the_trained_length_is_refused_without_a_factor(tiny_config):
     config = dataclasses.replace(tiny_config, rope_scaling_factor=None)
     model = NomicBert(config, rngs=nnx.Rngs(0))
@@ -252,6 +256,7 @@ def test_a_row_beyond_the_trained_length_is_refused_without_a_factor(tiny_config
         model(padded(random_texts([17])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unroll", [False, True])
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_neither_rematerialisation_nor_unrolling_changes_gradients(
@@ -275,6 +280,7 @@ def test_neither_rematerialisation_nor_unrolling_changes_gradients(
     assert ("remat" in traced) == (remat != "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "length"), [(16, 64), (1, 640)])
 def test_what_layers_keep_is_what_memory_goes_to(tiny_config, rows, length):
     config = dataclasses.replace(tiny_config, num_layers=8, trained_positions=length)
@@ -302,6 +308,7 @@ def token_keys(seed, tokens):
     return jax.random.split(jax.random.key(seed), tokens.ids.shape)
 
 
+@pytest.mark.slow
 def test_dropout_follows_the_row_and_not_its_place(dropping_model):
     tokens = padded(random_texts())
     keys = token_keys(0, tokens)
@@ -323,6 +330,7 @@ def test_without_keys_nothing_is_dropped(dropping_model, tiny_model):
     np.testing.assert_array_equal(off, never)
 
 
+@pytest.mark.slow
 def test_dropout_differs_by_key_and_layer(dropping_model):
     tokens = padded(random_texts())
     off = np.asarray(encode(dropping_model, tokens))

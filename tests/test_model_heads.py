@@ -47,6 +47,7 @@ def test_logits_equal_the_torch_references(model, hidden):
     np.testing.assert_allclose(model.logits(hidden), expected.numpy(), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_decoder_is_the_word_table(model, hidden):
     gradient = jax.grad(lambda m: jnp.sum(jnp.sin(m.logits(hidden))))(model)
     table = np.asarray(gradient.encoder.word_embedding.embedding.get_value())
@@ -98,6 +99,7 @@ def all_heads(config):
         yield dataclasses.replace(config, head=head, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("config", [BERT, XLM_R, NOMIC, MOE, MODERN], ids=FAMILIES)
 def test_every_head_scores_in_float32_and_in_its_shape(config, dtype):
@@ -131,6 +133,7 @@ def test_without_a_head_there_is_the_encoder():
     assert isinstance(model, NomicBert) and head_class(BERT) is NomicBert
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_padding_changes_no_score_of_a_text(pooling):
@@ -149,6 +152,7 @@ def test_padding_changes_no_score_of_a_text(pooling):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [TextClassifier, TokenClassifier])
 def test_dropout_of_a_head_drops_its_share_by_the_tokens_keys(kind):
     head = {TextClassifier: "sequence_classification"}.get(kind, "token_classification")

@@ -198,6 +198,7 @@ def test_the_published_sizes_equal_transformers_on_long_texts(length):
     np.testing.assert_allclose(got, expected, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_packed_texts_equal_unpacked_ones():
     model = NomicBert(TINY, rngs=nnx.Rngs(0))
     random = np.random.default_rng(0)

@@ -166,6 +166,7 @@ def test_values_and_gradients_equal_pytorch_on_the_published_layout(tiny_config,
         np.testing.assert_allclose(found[name], theirs, atol=1e-4 * scale, err_msg=name)
 
 
+@pytest.mark.slow
 def test_both_forms_agree_where_an_expert_gets_no_token(tiny_config):
     layer = make_layer(tiny_config)
     router = normal(0, tiny_config.width, 4)
@@ -212,6 +213,7 @@ def test_padding_changes_neither_tokens_nor_sums(tiny_config):
     assert sums.tokens == 11 and sums.chosen.sum() == 22
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_in_bfloat16_it_stays_near_float32(tiny_config, form):
     x = jnp.asarray(normal(0, 40, tiny_config.width)).astype(jnp.bfloat16)

@@ -134,6 +134,7 @@ def test_it_chooses_computes_and_differentiates_as_the_torch_reference(
         np.testing.assert_allclose(got[name], theirs, atol=limit, err_msg=name)
 
 
+@pytest.mark.slow
 def test_packed_texts_equal_texts_in_rows_of_their_own(config):
     config = dataclasses.replace(config, num_layers=2)
     model, texts = made(config), random_texts((5, 7, 4))
@@ -161,6 +162,7 @@ def test_packed_texts_equal_texts_in_rows_of_their_own(config):
         np.testing.assert_allclose(one, other, atol=limit)
 
 
+@pytest.mark.slow
 def test_routing_is_that_of_tokens_alone_unless_columns_are_told(config):
     model, texts = made(config), random_texts()
     narrow, wide = padded(texts), padded(texts, 7)
@@ -180,6 +182,7 @@ def test_routing_is_that_of_tokens_alone_unless_columns_are_told(config):
     )
 
 
+@pytest.mark.slow
 def test_expert_dropout_is_of_the_layers_with_experts_alone(config):
     config = dataclasses.replace(config, num_layers=2)
     tokens = padded(random_texts())

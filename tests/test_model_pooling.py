@@ -85,6 +85,7 @@ def test_a_prefix_is_the_full_embedding_cut_and_normalised(hidden, convention):
     np.testing.assert_allclose(matryoshka(vector, 8)[:2], cut, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_an_empty_row_has_finite_embedding_and_gradient(hidden, pooling, layer_norm):
@@ -148,6 +149,7 @@ def test_one_text_a_row_is_a_packed_row_of_one_slot(hidden, convention):
     np.testing.assert_array_equal(got, embed(hidden[:2], MASK[:2], convention))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 def test_a_text_sends_its_gradient_to_its_own_tokens_only(hidden, packed, pooling):
     config = EmbeddingConfig(pooling=pooling, layer_norm=True, max_length=6)

@@ -34,6 +34,7 @@ def test_the_base_of_a_long_text_is_the_one_worked_by_hand(tiny_config):
     np.testing.assert_allclose(1 / table[0, 4] ** 2, 1000, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [3, 2048, 2049, 3000, 8192])
 def test_angles_are_within_float32_of_the_exact_ones(length):
     cos, sin = rotations(STRETCHED, one_text(length))
@@ -71,6 +72,7 @@ def test_frequencies_round_as_in_torch():
         torch.testing.assert_close(got, expected, rtol=2.5e-7, atol=0)
 
 
+@pytest.mark.slow
 def test_each_text_of_a_row_turns_by_its_own_length(tiny_config):
     lengths = (5, 40, 20)
     segments = np.repeat(np.arange(1, 4), lengths).astype(np.int32)[None]
@@ -101,6 +103,7 @@ def test_scores_depend_on_distance_only(shift):
     assert abs(turned[0, 3] @ turned[1, 0] - turned[0, 0] @ turned[1, 3]) > 0.01
 
 
+@pytest.mark.slow
 def test_halves_turn_against_each_other_and_lengths_stay(tiny_config):
     random = np.random.default_rng(0)
     x = random.normal(size=(1, 7, 2, 16)).astype(np.float32)

@@ -55,6 +55,7 @@ def test_the_loss_of_all_on_one_expert_is_experts_by_chosen(chosen):
     np.testing.assert_allclose(loss, 6 / chosen, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_loss_and_its_gradient_are_as_computed_by_hand():
     def loss(logits):
         return load_balancing_loss(routing_sums(route(logits, num_chosen=1), None))

@@ -70,6 +70,7 @@ def test_rows_of_groups_count_as_each_meeting_one_matrix_both_ways():
     assert flops_of(split, rows, matrices) == 2 * once
 
 
+@pytest.mark.slow
 def test_a_step_with_experts_computes_the_models_flops():
     config = dataclasses.replace(
         MLM.model.config(vocab_size=128, pad_token_id=0),

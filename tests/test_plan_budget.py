@@ -43,6 +43,7 @@ def step_of(stage):
     return abstract_step(stage, [MLM], jax.devices()[:1], assumed)
 
 
+@pytest.mark.slow
 def test_the_first_settings_that_fit_a_budget_are_taken(monkeypatch):
     needed = {}
 
@@ -73,6 +74,7 @@ def test_the_first_settings_that_fit_a_budget_are_taken(monkeypatch):
         assert len(heard) == first + 1 and "does not fit" in heard[0]
 
 
+@pytest.mark.slow
 def test_a_budget_that_holds_no_step_is_refused_with_the_least_it_takes():
     small = dataclasses.replace(
         MLM,

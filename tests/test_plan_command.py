@@ -71,6 +71,7 @@ def test_a_table_has_a_row_for_each_stage(capsys):
     assert {line.count("|") for line in (head, *rows)} == {len(COLUMNS) + 1}
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_with_two_settings_that_do(capsys):
     # 20 rows do not, 10 do, or 20 of whose layers the inputs are kept.
     sizes = "--mlm.train.batch_size 20 --pretrain.train.batch_size 4"
@@ -86,6 +87,7 @@ def test_what_does_not_fit_is_refused_with_two_settings_that_do(capsys):
         assert run([*command, *option.split()]) == 0
 
 
+@pytest.mark.slow
 def test_a_budget_is_turned_into_the_settings_that_meet_it(capsys, monkeypatch):
     def step_memory(step):
         rows = (step.stage.memory.tokens_at_once or step.columns) // 64

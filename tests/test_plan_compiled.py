@@ -34,6 +34,7 @@ def compiled(step):
     return compile_step(step, CHIP)
 
 
+@pytest.mark.slow
 def test_a_compiled_step_is_accounted_for(step, compiled):
     size = sum(leaf.size for leaf in jax.tree.leaves(step.state.model))
     assert compiled.memory.parameters == 4 * size == device_bytes(step.state.model)

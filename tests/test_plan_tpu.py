@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from compilation import of_a_user
 
 pytestmark = [pytest.mark.tpu, pytest.mark.slow]
 
@@ -25,7 +26,8 @@ def compiler():
 def made(compiler, tmp_path_factory):
     """What the compiler made of small steps, compiled once."""
     out = tmp_path_factory.mktemp("programs") / "found.json"
-    subprocess.run([sys.executable, HERE / "tpu_programs.py", out], check=True)
+    script = [sys.executable, HERE / "tpu_programs.py", out]
+    subprocess.run(script, env=of_a_user(), check=True)
     return json.loads(out.read_text())
 
 
@@ -69,7 +71,7 @@ def test_no_array_of_a_step_has_every_token_in_every_expert(made):
 def plan(config, *arguments):
     command = [sys.executable, "-m", "nomic_jax.cli", "plan", "--topology", "v5e:4x4"]
     command += ["--config", str(config), "--vocabulary", "1000", *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, env=of_a_user(), capture_output=True, text=True)
 
 
 def test_the_command_plans_every_stage():

@@ -22,7 +22,7 @@ from nomic_jax.stages import load_stages
 from nomic_jax.training.run_folder import read_metrics
 from nomic_jax.verify import check_fingerprint
 
-pytestmark = pytest.mark.optimized
+pytestmark = [pytest.mark.optimized, pytest.mark.slow]
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
 SMALL = (
@@ -161,7 +161,6 @@ def on_two_hosts(out, pairs, *first, second=()):
     return [(p.returncode, *text) for p, text in zip(processes, said, strict=True)]
 
 
-@pytest.mark.slow
 def test_two_hosts_of_two_devices_in_microbatches_train_as_one_device_does(
     finished, pairs, tmp_path
 ):
@@ -188,7 +187,6 @@ def test_two_hosts_of_two_devices_in_microbatches_train_as_one_device_does(
     assert Embedder.from_pretrained(tmp_path / "two" / "model")
 
 
-@pytest.mark.slow
 def test_hosts_with_different_configs_all_end_with_what_differs(pairs, tmp_path):
     out = tmp_path / "two"
     for status, _, errors in on_two_hosts(out, pairs, second=["--train.seed=1"]):

@@ -170,6 +170,7 @@ def test_packages_are_those_the_project_requires(tmp_path, monkeypatch):
     assert list(found) == sorted(found)
 
 
+@pytest.mark.slow
 def test_the_standard_library_gives_the_same_corpus_in_another_process():
     # Of modules that no release of Python adds or loses, to be quick.
     code = (

@@ -161,6 +161,7 @@ def digest(folder):
     return found
 
 
+@pytest.mark.slow
 def test_processes_with_other_hash_seeds_prepare_the_same_bytes(done, tmp_path):
     path, _ = write(tmp_path)
     code = (

@@ -49,6 +49,7 @@ def test_a_reader_in_use_stays_open():
     assert closed == [1, 0]
 
 
+@pytest.mark.slow
 def test_the_files_of_a_store_that_is_gone_are_closed(tmp_path):
     arguments = (pair_source(60), pair_rule(), tokenizer(), tmp_path)
     prepare_store(*arguments, records_per_shard=20, progress=False)

@@ -62,6 +62,7 @@ def test_a_manifest_says_what_the_store_is_made_of(whole):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "rule"), [(2, None), (3, ROWS)])
 def test_the_bytes_do_not_depend_on_the_workers(tmp_path, workers, rule):
     one = prepare(tmp_path / "one", rule=rule)
@@ -385,6 +386,7 @@ def test_an_interrupt_stops_the_processes_promptly(tmp_path):
     assert not list(folder.glob(".*"))
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_arrives_as_the_same_line(tmp_path):
     bad = pair_source(170)
     bad.pairs[97] = Pair("fox", "")
@@ -407,6 +409,7 @@ class Kills(Stops):
             yield row
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_told_of(tmp_path):
     source = Kills(pair_source(170), 50, None)
     with pytest.raises(ValueError, match="worker process ended with exit code -9"):

@@ -52,6 +52,7 @@ def made(family, **changes):
     return NomicBert(config, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_batch_composition_changes_no_embedding(family):
     model, texts = made(family), draw_texts()
@@ -62,6 +63,7 @@ def test_batch_composition_changes_no_embedding(family):
     assert np.abs(got - np.roll(got, 1, axis=0)).max(axis=1).min() > 100 * COMPOSITION
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["cls", "last"])
 def test_composition_matters_to_no_pooling_and_no_projection(pooling):
     model, texts = made("bert"), draw_texts()
@@ -75,6 +77,7 @@ def test_composition_matters_to_no_pooling_and_no_projection(pooling):
     assert np.abs(got - other).max() > 100 * COMPOSITION
 
 
+@pytest.mark.slow
 def test_stretched_positions_go_by_each_texts_own_length():
     model = made("nomic", trained_positions=16, rope_scaling_factor=2.0)
     texts = draw_texts()
@@ -98,6 +101,7 @@ for family in ("nomic", "moe"):
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_find_what_one_finds():
     done = subprocess.run(
         [sys.executable, "-c", ON_EIGHT],

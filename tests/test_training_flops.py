@@ -90,6 +90,7 @@ def test_local_layers_look_at_their_window_alone(length):
     assert long == 14 * 4 * 768 * seen  # layers 1, 2, 4, 5... of 22
 
 
+@pytest.mark.slow
 def test_the_compiler_counts_the_same_matrix_products(tiny_config):
     # One layer, no scan trip count to lose; no attention and no elementwise work in
     # the formula's way: widths that make the matrices dominate.

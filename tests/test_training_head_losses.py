@@ -93,6 +93,7 @@ def test_losses_and_gradients_are_those_of_pytorch(ours, theirs, shape, labels):
     np.testing.assert_allclose(gradient, given.grad.numpy(), atol=2e-7)
 
 
+@pytest.mark.slow
 def test_losses_of_cases_worked_by_hand():
     even = jnp.zeros((1, 4))
     one, sure = jnp.ones(1, bool), jnp.array([[40.0, 0.0, 0.0, 0.0]])
@@ -114,6 +115,7 @@ def test_losses_of_cases_worked_by_hand():
     assert float(both.loss) == pytest.approx(np.log(4) + 40)
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_add_up_to_its_mean():
     x, labels = scores(4, 8, 3), jnp.arange(32).reshape(4, 8) % 3
     weights = jnp.arange(32).reshape(4, 8) % 5 < jnp.arange(1, 5)[:, None]
@@ -131,6 +133,7 @@ def test_the_means_of_a_pretraining_batch_have_counts_of_their_own():
     assert float(sums.loss) == 8 / 4 + 4 / 2
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 @pytest.mark.parametrize("label", [-100, -1, 99])
 def test_what_does_not_count_changes_neither_loss_nor_gradient(label):
@@ -150,6 +153,7 @@ def test_what_does_not_count_changes_neither_loss_nor_gradient(label):
     assert not np.asarray(gradient)[~np.asarray(weights)].any()
 
 
+@pytest.mark.slow
 def test_a_loss_of_nothing_is_zero_and_so_is_its_gradient():
     none = jnp.zeros(4, bool)
     columns = jnp.zeros((4, LENGTH), bool)

@@ -38,7 +38,7 @@ from nomic_jax.training.steps import (
     make_update,
 )
 
-pytestmark = pytest.mark.optimized
+pytestmark = [pytest.mark.optimized, pytest.mark.slow]
 
 STEPS = 12
 CONFIG = LoopConfig(steps=STEPS, batch_size=4, seed=0, log_every=5, save_every=7)
@@ -568,7 +568,6 @@ def test_a_trace_of_the_steps_asked_for_is_in_the_folder(mlm, tmp_path, monkeypa
     assert len(calls) == 2
 
 
-@pytest.mark.slow
 def test_worker_processes_train_to_the_same_bits(case, whole, tmp_path):
     state = case.train(tmp_path, config=dataclasses.replace(CONFIG, workers=2))
     assert_same_state(state, whole[0])

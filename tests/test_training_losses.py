@@ -15,6 +15,7 @@ def vectors(seed, rows, dim=16):
     return np.random.default_rng(seed).normal(size=(rows, dim)).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_info_nce_of_a_case_worked_by_hand():
     query = jnp.array([[2.0, 0.0], [0.0, 0.5]])
     document = jnp.array([[3.0, 0.0], [0.6, 0.8]])
@@ -26,6 +27,7 @@ def test_info_nce_of_a_case_worked_by_hand():
     assert float(accuracy) == 1.0
 
 
+@pytest.mark.slow
 def test_accuracy_is_the_share_of_positives_that_score_highest():
     query = jnp.eye(4)
     document = jnp.eye(4)[jnp.array([0, 2, 1, 3])]
@@ -36,6 +38,7 @@ def test_accuracy_is_the_share_of_positives_that_score_highest():
     assert float(info_nce(query, document, scale=1.0)[1]) == 0.75
 
 
+@pytest.mark.slow
 def test_a_negative_that_is_the_positive_costs_log_two():
     query = jnp.eye(3, 8)
     document = jnp.repeat(query, 2, axis=0)
@@ -128,6 +131,7 @@ def test_copies_of_a_positive_are_no_negatives_of_its_query(seed):
         np.testing.assert_allclose(ours_, theirs_.grad.numpy(), atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 def test_a_copy_counts_where_it_is_no_positives_copy():
     query, document, ids = map(jnp.array, case_with_copies(0))
     plain, _ = info_nce(query, document, scale=20.0)
@@ -159,6 +163,7 @@ def test_without_copies_ids_change_neither_loss_nor_gradient(group):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_query_whose_negatives_are_all_copies_has_no_loss():
     query, document = jnp.array(vectors(0, 3)), jnp.ones((3, 16))
     ids = jnp.zeros((3, 2), jnp.int32)
@@ -201,6 +206,7 @@ def test_a_plain_contrastive_loss_is_info_nce():
     assert set(metrics) == {"accuracy"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_the_order_of_pairs_and_of_hard_negatives_does_not_matter(seed):
     query, document, ids = case_with_copies(seed)
@@ -269,6 +275,7 @@ def test_no_gradient_reaches_the_guide():
         np.testing.assert_array_equal(gradient, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("negative", [0.5, 0.9, -1.0])
 def test_a_tiny_loss_at_a_scale_of_100_keeps_its_digits(negative):
     query = jnp.array([[1.0, 0.0], [-negative, -np.sqrt(1 - negative**2)]])
@@ -295,6 +302,7 @@ def test_a_learned_scale_is_set_back_to_its_maximum_and_no_further():
         assert bounded_log_scale(jnp.float32(log_scale), 100.0) == np.float32(kept)
 
 
+@pytest.mark.slow
 def test_a_learned_scale_is_the_one_that_counts_and_has_a_gradient_everywhere():
     query, document = jnp.array(vectors(0, 4)), jnp.array(vectors(1, 8))
     config = ContrastiveLoss(learned_scale=True, max_scale=60.0)

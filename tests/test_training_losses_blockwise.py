@@ -61,6 +61,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "nested", "group"), [*CASES, *OTHERS])
 def test_blocks_change_neither_loss_nor_metrics_nor_gradient(variant, nested, group):
     size = 5 if nested else 4  # which does not divide the documents, or does
@@ -78,6 +79,7 @@ def test_blocks_change_neither_loss_nor_metrics_nor_gradient(variant, nested, gr
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_row_without_negatives_has_no_loss_in_blocks_either():
     query, document, _ = batch(0, 6, 1)
     config = ContrastiveLoss(
@@ -97,6 +99,7 @@ def largest_array(compiled):
 
 
 # The one direction's logits are among those of both.
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["both_directions", "guided"])
 def test_blocks_never_hold_the_logits_of_all_documents(variant):
     queries, documents, size = 256, 1024, 32

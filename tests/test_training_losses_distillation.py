@@ -93,6 +93,7 @@ def test_the_loss_and_its_gradients_equal_torch(name, nested, group):
         np.testing.assert_allclose(mine, gradient, atol=2e-5 * np.abs(gradient).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", [None, 1, 7])
 @pytest.mark.parametrize("kind", LOSSES)
 def test_a_stages_distillation_is_the_nested_loss_in_blocks_or_not(kind, block_size):

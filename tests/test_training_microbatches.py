@@ -141,6 +141,7 @@ def worst_error(fields, batch, most):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [4, 3])
 def test_a_sum_in_parts_has_the_gradient_of_the_whole_and_repeats_nothing(most):
     random = np.random.default_rng(0)
@@ -177,6 +178,7 @@ def test_a_sum_in_parts_has_the_gradient_of_the_whole_and_repeats_nothing(most):
     assert product_flops(traced.jaxpr) == forward + backward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "nested", "layout"), pairwise(LOSSES.keys(), NESTED.keys(), LAYOUTS.keys())
 )
@@ -192,6 +194,7 @@ def test_microbatches_leave_loss_and_gradient_as_they_are(
         assert worst_error(fields, batch, most) < 2e-5, most
 
 
+@pytest.mark.slow
 def test_in_float64_they_leave_them_as_they_are_to_its_own_precision():
     # In a process of its own, where float32 means float64 to all that is imported.
     subprocess.run([sys.executable, __file__], env=environment(), check=True)

@@ -64,6 +64,7 @@ def test_blocks_have_the_value_and_the_gradients_of_all_logits(block, bias):
     assert float(jax.jit(in_blocks)(decoded)) == pytest.approx(float(expected / 0.3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [16, 512])
 def test_bfloat16_differs_from_float32_by_its_rounding(block):
     decoded, targets, weights = case(1, dtype=jnp.bfloat16)
@@ -100,6 +101,7 @@ def test_blocks_of_tokens_that_do_not_count_are_left_out():
     np.testing.assert_array_equal(value, in_blocks(hidden, 8))
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_add_up_to_its_mean():
     decoded, targets, weights = case(2)
     total, count = mlm_cross_entropy(*decoded, targets, weights, block=16)
@@ -141,6 +143,7 @@ def test_the_mean_and_its_gradients_equal_torchs(seed):
         np.testing.assert_allclose(got, right.grad.numpy(), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("activation", "head_bias"), [("swiglu", False), ("gelu", True)]
 )

@@ -157,6 +157,7 @@ def largest_error(found, expected):
     return max(errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "count_padding", "dropout"),
     [("mlm", True, 0.1), ("contrastive", False, 0.1), ("contrastive", True, 0.0)],
@@ -181,6 +182,7 @@ def gradient(function, model):
     return jax.jit(jax.value_and_grad(function))(model)
 
 
+@pytest.mark.slow
 def test_uniform_routing_adds_exactly_the_coefficient(config):
     """A router of zeros gives every expert the same; ties go to the first two."""
     model, batch = model_of("mlm", dataclasses.replace(config, dropout=0)), mlm_batch()

@@ -80,6 +80,7 @@ def test_the_decay_mask_is_the_references_by_published_name(
     assert ours["encoder.blocks.attention.qkv.kernel"]
 
 
+@pytest.mark.slow
 def test_what_does_not_decay_keeps_still_without_a_gradient(tiny_model):
     optimizer = make_optimizer(settings(warmup_steps=0), total_steps=10)
     still = jax.tree.map(jnp.zeros_like, tiny_model)
@@ -227,6 +228,7 @@ def test_every_step_equals_torch_adamw_with_the_references_groups(
             )
 
 
+@pytest.mark.slow
 def test_clipping_scales_the_whole_gradient_to_the_norm(tiny_model):
     gradient = jax.tree.map(jnp.ones_like, tiny_model)
     clipped, _ = optax.clip_by_global_norm(0.5).update(gradient, optax.EmptyState())

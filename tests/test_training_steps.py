@@ -97,6 +97,7 @@ def step(request, tiny_config):
     )
 
 
+@pytest.mark.slow
 def test_a_step_changes_every_parameter_that_has_a_gradient(step):
     assert step.count == 1
     for name, old in step.before.items():
@@ -173,6 +174,7 @@ def test_the_key_of_a_step_is_folded_from_seed_and_step():
             assert metrics["loss"] == jax.random.uniform(key)
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_a_step_that_is_not_finite_changes_the_count_of_steps_alone(tiny_config):
     model, batch, objective = mlm_case(tiny_config)
@@ -246,6 +248,7 @@ def keys_of_texts(key, texts, columns):
     ]
 
 
+@pytest.mark.slow
 def test_objectives_give_each_token_of_the_step_its_key(tiny_config):
     key = jax.random.key(7)
     _, batch, objective = mlm_case(tiny_config)
@@ -298,6 +301,7 @@ def relative_error(one, two):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pooling", "layer_norm"), [("mean", True), ("cls", False)])
 def test_packed_pairs_have_the_loss_and_gradient_of_pairs_apart(
     tiny_config, pooling, layer_norm

@@ -156,6 +156,7 @@ def assert_close(found, expected):
         np.testing.assert_allclose(found[name], array, atol=bound, err_msg=name)
 
 
+@pytest.mark.slow
 def test_examples_that_do_not_count_change_nothing(tmp_path):
     model, batch = model_and_batch("pretraining", tmp_path, size=7)
     objective = jax.jit(task_objective(model.encoder.config))
@@ -292,6 +293,7 @@ def test_a_stage_starts_with_what_an_earlier_one_left(tmp_path, bert):
     np.testing.assert_array_equal(published["pooler.kernel"], three["pooler.kernel"])
 
 
+@pytest.mark.slow
 def test_what_fits_of_a_loaded_head_is_kept_and_the_rest_drawn():
     had = config(head="pretraining", head_bias=True)
     loaded = make_model(had, rngs=nnx.Rngs(1))
@@ -314,6 +316,7 @@ def test_what_fits_of_a_loaded_head_is_kept_and_the_rest_drawn():
         np.testing.assert_array_equal(parameters(other)[name], array)
 
 
+@pytest.mark.slow
 def test_a_modern_bert_keeps_its_transform():
     from transformers_heads import MODERN
 

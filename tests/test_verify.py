@@ -223,6 +223,7 @@ def test_other_families_embed_as_with_torch(tmp_path, capsys, tokenizer, name):
     assert [line[:4].strip() for line in out.splitlines()] == ["ok", "ok"]
 
 
+@pytest.mark.slow
 def test_a_mixture_has_its_fingerprint_alone(tmp_path, capsys, tokenizer):
     family("nomic-embed-text-v2-moe", tokenizer, tmp_path / "model")
     status, out, last = verify(tmp_path / "model", capsys)
