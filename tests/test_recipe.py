@@ -22,7 +22,7 @@ from nomic_jax.stages import load_stages
 from nomic_jax.training.run_folder import read_metrics
 from nomic_jax.verify import check_fingerprint
 
-pytestmark = [pytest.mark.optimized, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
 SMALL = (
@@ -54,6 +54,14 @@ def stages(pairs, *further):
 def finished(pairs, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "small"
     run(stages(pairs), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def pretrained(pairs, tmp_path_factory) -> Path:
+    """The same up to contrastive pretraining, compiled as users' programs are."""
+    out = tmp_path_factory.mktemp("runs") / "pretrained"
+    run(stages(pairs)[:3], out)
     return out
 
 
@@ -114,8 +122,9 @@ def test_too_few_pairs_are_refused_before_anything_is_trained(pairs, tmp_path):
     assert not (tmp_path / "mlm").exists()
 
 
+@pytest.mark.optimized
 def test_an_interrupted_run_ends_with_the_uninterrupted_parameters(
-    finished, pairs, tmp_path, monkeypatch
+    pretrained, pairs, tmp_path, monkeypatch
 ):
     whole = PairBatches.__call__
 
@@ -126,12 +135,12 @@ def test_an_interrupted_run_ends_with_the_uninterrupted_parameters(
 
     monkeypatch.setattr(PairBatches, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(stages(pairs), tmp_path)
+        run(stages(pairs)[:3], tmp_path)
     monkeypatch.undo()
     assert not (tmp_path / "pretrain" / "evaluation.json").exists()
-    run(stages(pairs), tmp_path)
+    run(stages(pairs)[:3], tmp_path)
     weights = "model/model.safetensors"
-    assert (tmp_path / weights).read_bytes() == (finished / weights).read_bytes()
+    assert (tmp_path / weights).read_bytes() == (pretrained / weights).read_bytes()
 
 
 def free_port():
@@ -283,18 +292,19 @@ def test_mined_negatives_are_what_fine_tuning_reads(finished):
         assert record["document"] not in record["negatives"]
 
 
-def test_stores_prepared_before_need_no_prepare_stage(finished, pairs, tmp_path):
+@pytest.mark.optimized
+def test_stores_prepared_before_need_no_prepare_stage(pretrained, pairs, tmp_path):
     found = stages(
         pairs,
-        f"--mlm.data.stores={finished}/prepare/text",
-        f"--pretrain.data.stores={finished}/prepare/pairs",
+        f"--mlm.data.stores={pretrained}/prepare/text",
+        f"--pretrain.data.stores={pretrained}/prepare/pairs",
     )
     run(found[1:3], tmp_path / "elsewhere")
     # The same batches, from the same start: the parameters are the same.
     for stage in ("mlm", "pretrain"):
         lines = [
             json.loads((out / stage / "metrics.jsonl").read_text().splitlines()[-1])
-            for out in (finished, tmp_path / "elsewhere")
+            for out in (pretrained, tmp_path / "elsewhere")
         ]
         assert lines[0]["loss"] == lines[1]["loss"]
         assert lines[0]["gradient_norm"] == lines[1]["gradient_norm"]

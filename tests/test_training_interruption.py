@@ -136,8 +136,8 @@ def once(name, names):
 KILLS, INSIDE = 6, 2
 # Each write takes so much longer than it would: about half of the run is one, on a
 # busy machine as on an idle one.
-RUN = {"steps": 100, "save_every": 1, "pause": 0.05, "writing": 0.2}
-AT_ONCE = {"steps": 100, "save_every": 500}
+RUN = {"steps": 60, "save_every": 1, "pause": 0.05, "writing": 0.2}
+AT_ONCE = {"steps": 60, "save_every": 500}
 BITS = {"optimized": True}
 
 

@@ -160,7 +160,11 @@ def largest_error(found, expected):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "count_padding", "dropout"),
-    [("mlm", True, 0.1), ("contrastive", False, 0.1), ("contrastive", True, 0.0)],
+    [
+        ("mlm", True, 0.1),
+        ("contrastive", False, 0.1),
+        pytest.param("contrastive", True, 0.0, marks=pytest.mark.sweep),
+    ],
 )
 def test_objectives_whole_and_in_microbatches_are_that_of_sums_at_once(
     config, case, count_padding, dropout
