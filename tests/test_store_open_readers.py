@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from store_pairs import pair_rule, pair_source, tokenizer
 
 from nomic_jax.store.open_readers import READERS, OpenReaders
