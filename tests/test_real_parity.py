@@ -19,6 +19,7 @@ from nomic_jax.tokenizer import TextTokenizer, pad
 pytestmark = [pytest.mark.real, pytest.mark.torch, pytest.mark.slow]
 
 NAME = "nomic-embed-text-v1.5"
+SWEEP = pytest.mark.sweep  # minutes of computing, most of them PyTorch's
 CLS, SEP = 101, 102  # of bert-base-uncased
 
 
@@ -154,7 +155,9 @@ def test_hidden_states_and_embeddings_equal_torchs(model, torch_model, prose, le
     assert_embeddings_agree(np.asarray(embedding), expected, tokens.mask)
 
 
-@pytest.mark.parametrize("lengths", [[1024], [2048], [2048, 700]], ids=str)
+@pytest.mark.parametrize(
+    "lengths", [[1024], pytest.param([2048], marks=SWEEP), [2048, 700]], ids=str
+)
 def test_long_texts_equal_torchs_as_nearly_as_torch_equals_itself(
     model, torch_model, prose, lengths
 ):
@@ -170,7 +173,7 @@ def test_long_texts_equal_torchs_as_nearly_as_torch_equals_itself(
     assert_embeddings_agree(np.asarray(embedding), expected, tokens.mask)
 
 
-@pytest.mark.parametrize("length", [3000, 8192])
+@pytest.mark.parametrize("length", [3000, pytest.param(8192, marks=SWEEP)])
 def test_dynamic_ntk_equals_a_fresh_torch_model(folder, model, prose, length):
     stretched = jax.tree.map(lambda leaf: leaf, model)
     stretched.config = dataclasses.replace(model.config, rope_scaling_factor=2.0)
@@ -195,7 +198,9 @@ def test_dynamic_ntk_equals_a_fresh_torch_model(folder, model, prose, length):
         pytest.param("tokamax", "bfloat16", 0.9995, marks=pytest.mark.gpu),
     ],
 )
-@pytest.mark.parametrize("lengths", [[128, 3, 45, 64], [512, 300]], ids=str)
+@pytest.mark.parametrize(
+    "lengths", [[128, 3, 45, 64], pytest.param([512, 300], marks=SWEEP)], ids=str
+)
 def test_whichever_backend_computes_attention_embeddings_point_where_torchs_do(
     folder, torch_model, prose, lengths, backend, dtype, least, monkeypatch
 ):

@@ -233,18 +233,27 @@ def two_hosts(**options):
 ABORTED = -signal.SIGABRT  # 134 to a shell: so JAX ends a host whose peer is gone
 
 
+ASKED = (signal.SIGTERM, 1, [75, 75])  # not the one that writes
+FIRST_DIES = (signal.SIGKILL, 0, [-signal.SIGKILL, ABORTED])
+OTHER_DIES = (signal.SIGKILL, 1, [ABORTED, -signal.SIGKILL])
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "ends",
+    [
+        (ASKED, FIRST_DIES),
+        pytest.param((ASKED, FIRST_DIES, OTHER_DIES), marks=pytest.mark.sweep),
+    ],
+    ids=len,
+)
 def test_whatever_ends_one_of_two_hosts_ends_both_and_the_same_command_goes_on(
-    begin, stores, cache, tmp_path
+    begin, stores, cache, tmp_path, ends
 ):
     folder, last = tmp_path / "two", 0
     options = {"name": "finetune", "stores": str(stores), "folder": str(folder)}
     options |= {"steps": 1000, "cache": str(cache)}
-    for number, to, statuses in (
-        (signal.SIGTERM, 1, [75, 75]),  # not to the one that writes
-        (signal.SIGKILL, 0, [-signal.SIGKILL, ABORTED]),
-        (signal.SIGKILL, 1, [ABORTED, -signal.SIGKILL]),
-    ):
+    for number, to, statuses in ends:
         is_asked = number != signal.SIGKILL
         # Where they are asked to end, the only checkpoint is the signal's.
         every = 1000 if is_asked else 1
