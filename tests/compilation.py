@@ -6,8 +6,8 @@ without the emitters that go through MLIR, 4 s, where there are others.
 Tests that compare bits are marked `optimized` and keep the ordinary level.
 
 Programs that took long are kept in `.pytest_cache/xla`, which all workers and processes
-of tests share: a run that changes little of the package takes half the time. With a
-maximum size JAX locks the folder while it writes and reads.
+of tests share: three files that took 248 s took 153 the second time. With a maximum
+size JAX locks the folder while it writes and reads.
 """
 
 import importlib.metadata
