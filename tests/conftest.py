@@ -61,7 +61,7 @@ def pytest_collection_finish():
 def pytest_runtest_setup(item):
     import jax
 
-    fast = not (item.get_closest_marker("optimized") or item.get_closest_marker("real"))
+    fast = not any(map(item.get_closest_marker, ("optimized", "real", "gpu")))
     jax.config.update(compilation.LEVEL_0.lower(), fast)
     if item.get_closest_marker("torch") and not importlib.util.find_spec("torch"):
         pytest.skip("PyTorch is not installed; the extra [test] brings it")

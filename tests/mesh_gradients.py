@@ -207,7 +207,7 @@ def on_mesh(shape, rows):
     mesh = make_mesh(layout, jax.devices()[: math.prod(shape)])
     embedding = EmbeddingConfig(pooling="mean", layer_norm=True, max_length=64)
     found, moved = {}, {}
-    for case, most_rows in rows.items():
+    for case, max_rows in rows.items():
         # Of experts with a bias before their activation too, in one of the cases.
         biased = {"expert_bias": True} if expert and case == "mlm" else {}
         draw, batch = CASES[case](mesh, sizes | biased)
@@ -218,7 +218,7 @@ def on_mesh(shape, rows):
             model = jax.device_put(model, shardings(model, paths, mesh))
             everywhere = jax.NamedSharding(mesh, REPEATED)
         placed = put_batch(batch, mesh)
-        for most in most_rows:
+        for most in max_rows:
             placement = Placement(mesh, most or None)
             objective = (
                 mlm_objective(placement, experts=experts)

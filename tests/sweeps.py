@@ -1,4 +1,4 @@
-"""Which values of several parameters are tried with one another."""
+"""Which combinations of several parameters are tried."""
 
 import itertools
 from collections.abc import Iterable, Mapping
@@ -9,8 +9,8 @@ import pytest
 def pairwise(*axes: Iterable | Mapping[str, object]) -> list:
     """Try each pair of values of two parameters; all other combinations are a sweep.
 
-    A fault that needs three values to meet is rare (Kuhn et al. 2004, IEEE Transactions
-    on Software Engineering 30(6)); `-m sweep` tries those too.
+    Most faults need one value or two (Kuhn et al. 2004, IEEE Transactions on Software
+    Engineering 30(6)); `-m sweep` tries the rest.
 
     Args:
         axes: the values of each parameter; a mapping's keys are their ids.

@@ -1,7 +1,7 @@
 """Every command of the README runs, in a fresh copy and an empty environment.
 
-`.ci/run` runs these beside the rest: they install the package anew, and train the
-quickstart for minutes.
+`.ci/run` runs these apart from the other tests: they install the package from scratch
+and train the quickstart for minutes.
 """
 
 import dataclasses

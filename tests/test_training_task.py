@@ -111,7 +111,7 @@ def test_microbatches_give_the_loss_and_gradient_of_the_whole_batch(tmp_path, ta
     assert_close(parts, whole)
 
 
-PACKED = ("classes", "answers", "choices", "pretraining")  # of each structure
+PACKED = ("classes", "tags", "answers", "choices", "pretraining")  # each structure
 
 
 @pytest.mark.slow
@@ -206,8 +206,8 @@ REACHED = {
 @pytest.mark.parametrize(
     "task",
     [
-        # One that scores a text, its tokens, its spans, several texts, and masks; the
-        # others are these heads with other labels.
+        # Heads that score a text, its spans, several texts, and masked tokens. Scores
+        # of each token, as tags are, have spans too; the others are parts of these.
         *("classes", "answers", "choices", "pretraining"),
         *(pytest.param(each, marks=SWEEP) for each in ("tags", "sentences", "masks")),
     ],
