@@ -1,5 +1,7 @@
 """Queries, keys and values of packed rows, and attention by its definition."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ def random_heads(length, *, rows=2, heads=2, width=8, seed=0, dtype=jnp.float32)
     return *(jnp.asarray(x, dtype) for x in (q, k, v)), jnp.asarray(segments)
 
 
+@functools.partial(jax.jit, static_argnums=3)
 def exact_weights(q, k, segments, window=None):
     scores = jnp.einsum("bqhk,bshk->bhqs", q, k) / q.shape[-1] ** 0.5
     seen = segments[:, None, :, None] == segments[:, None, None, :]
@@ -26,6 +29,7 @@ def exact_weights(q, k, segments, window=None):
     return jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
 
 
+@functools.partial(jax.jit, static_argnums=4)
 def exact_attention(q, k, v, segments, window=None):
     """Attention by its definition, all scores at once, in the precision of q."""
     weights = exact_weights(q, k, segments, window)

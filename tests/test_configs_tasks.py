@@ -97,8 +97,18 @@ TINY = {
 }
 
 
+# A chain of two stages each; the others' heads learn in test_training_task.
+CHAINS = ("glue", "bert_pretraining")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *CHAINS,
+        *(pytest.param(n, marks=pytest.mark.sweep) for n in TINY if n not in CHAINS),
+    ],
+)
 def test_two_steps_of_a_task_train(name, tmp_path):
     task, wanted, further = TINY[name]
     found = stages(name)

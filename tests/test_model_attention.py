@@ -51,16 +51,16 @@ def backend(request):
 # What each can be asked for, of lengths that tiles and blocks divide and do not; the
 # kernels for GPUs take neither float32, nor is there a window in cuDNN.
 CASES = [
-    (length, window, width, dtype)
-    for length, window, width in (
-        (40, None, 64),
-        (512, None, 64),
-        (700, None, 16),
-        (40, 3, 64),
-        (512, 64, 32),
-        (700, 130, 64),
-    )
-    for dtype in ("float32", "bfloat16")
+    (40, None, 64, "float32"),
+    (512, None, 64, "float32"),
+    (512, None, 64, "bfloat16"),
+    (700, None, 16, "float32"),
+    (700, None, 16, "bfloat16"),
+    (40, 3, 64, "float32"),
+    (512, 64, 32, "float32"),
+    (512, 64, 32, "bfloat16"),
+    (700, 130, 64, "float32"),
+    (700, 130, 64, "bfloat16"),
 ]
 
 

@@ -4,15 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_cases import exact_attention, exact_weights, random_heads
+from attention_cases import (
+    exact_attention,
+    exact_weights,
+    random_heads,
+    values_and_gradients,
+)
 from jax.extend.core import jaxprs_in_params
 
 from nomic_jax.model import attention_blockwise
-from nomic_jax.model.attention_blockwise import (
-    QUERY_BLOCK,
-    attend,
-    attention_weights,
-)
+from nomic_jax.model.attention_blockwise import QUERY_BLOCK, attention_weights
+
+attend = jax.jit(attention_blockwise.attend, static_argnums=4)
 
 
 # Below, at and beyond one block of queries, and lengths that blocks do not divide.
@@ -25,21 +28,20 @@ from nomic_jax.model.attention_blockwise import (
 def test_attention_equals_its_definition_and_so_do_gradients(length, window):
     q, k, v, segments = random_heads(length)
     direction = jax.random.normal(jax.random.key(1), q.shape)
+
+    def both(function):
+        return values_and_gradients(
+            lambda q, k, v: function(q, k, v, segments, window), q, k, v, direction
+        )
+
+    got, *gradients = both(attend)
+    exact, *expected = both(exact_attention)
     # Softmax sums of up to 1,100 terms in float32.
-    exact = exact_attention(q, k, v, segments, window)
     held = np.asarray(segments) > 0
-    got = np.asarray(attend(q, k, v, segments, window))
-    np.testing.assert_allclose(got[held], np.asarray(exact)[held], atol=5e-6)
+    np.testing.assert_allclose(got[held], exact[held], atol=5e-6)
     assert np.isfinite(got).all()
-
-    def gradient(function):
-        return jax.grad(
-            lambda q, k, v: jnp.sum(function(q, k, v, segments, window) * direction),
-            argnums=(0, 1, 2),
-        )(q, k, v)
-
-    for got, expected in zip(gradient(attend), gradient(exact_attention), strict=True):
-        np.testing.assert_allclose(got, expected, atol=2e-5)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
 @pytest.mark.parametrize(("length", "window"), [(512, None), (700, None), (700, 64)])
@@ -47,7 +49,7 @@ def test_the_accelerators_form_equals_the_processors(length, window):
     q, k, v, segments = random_heads(length)
     heads_first = [jnp.swapaxes(x, 1, 2) for x in (q, k, v)]
     blocks = functools.partial(attention_blockwise._attend_blocks, window=window)
-    at_once = attention_blockwise._over_rows_and_heads(jax.vmap, blocks)
+    at_once = jax.jit(attention_blockwise._over_rows_and_heads(jax.vmap, blocks))
     got = jnp.swapaxes(at_once(*heads_first, segments), 1, 2)
     np.testing.assert_allclose(got, attend(q, k, v, segments, window), atol=5e-6)
 
@@ -84,7 +86,7 @@ def test_weights_on_request_are_those_attention_uses(window):
 @pytest.mark.parametrize("length", [40, QUERY_BLOCK + 40])
 def test_no_token_sees_another_segment(length):
     q, k, v, segments = random_heads(length, rows=1)
-    seen = jax.jacobian(lambda v: jnp.sum(attend(q, k, v, segments)[0, 3]))(v)
+    seen = jax.jit(jax.jacobian(lambda v: jnp.sum(attend(q, k, v, segments)[0, 3])))(v)
     np.testing.assert_array_equal(
         np.abs(np.asarray(seen)[0]).sum((1, 2)) > 0, segments[0] == segments[0, 3]
     )

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import socket
@@ -43,7 +44,8 @@ def forks():
         patch.setenv("PYTHONPATH", f"{HERE.parent}{os.pathsep}{HERE}")
         context.set_forkserver_preload(["training_process"])
         context.Process(target=abs, args=(0,)).start()  # starts the server, too
-    return context
+    yield context
+    multiprocessing.forkserver._forkserver._stop()  # waited for, its time is counted
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from nomic_jax.training.optimizer import (
     make_optimizer,
     named_arrays,
 )
+from nomic_jax.training.placement import place_state
 from nomic_jax.training.run_folder import RunFolder, read_metrics
 from nomic_jax.training.steps import (
     BiEncoder,
@@ -75,7 +76,7 @@ class Case:
         model = jax.tree.map(jnp.copy, self.model)
         return train(
             "stage",
-            TrainState.fresh(model, self.optimizer),
+            place_state(TrainState.fresh(model, self.optimizer), None),
             update or self.update,
             batch_at or self.batch_at,
             config,
@@ -210,6 +211,7 @@ def test_a_run_stopped_by_a_signal_and_begun_again_ends_bitwise_the_same(
 
     state = case.train(tmp_path, batch_at=batch_at)
     assert sorted(seen) == list(range(stop, STEPS))  # nothing is read again
+    assert case.update._cache_size() == 1  # or compiled again
     assert_same_state(state, whole[0])
     lines = logged(tmp_path)
     assert [line["step"] for line in lines] == sorted({5, 7, 10, 12, stop})

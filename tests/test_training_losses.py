@@ -1,14 +1,15 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nomic_jax.training.losses import (
-    ContrastiveLoss,
-    bounded_log_scale,
-    contrastive_loss,
-    info_nce,
-)
+from nomic_jax.training import losses
+from nomic_jax.training.losses import ContrastiveLoss, bounded_log_scale
+
+info_nce = jax.jit(losses.info_nce)
+contrastive_loss = jax.jit(losses.contrastive_loss, static_argnums=2)
 
 
 def vectors(seed, rows, dim=16):
@@ -116,13 +117,13 @@ def test_copies_of_a_positive_are_no_negatives_of_its_query(seed):
     )
     inputs = [torch.tensor(x, requires_grad=True) for x in (query, document)]
     unit = [torch.nn.functional.normalize(x, dim=-1) for x in inputs]
-    losses = []
+    terms = []
     for i in range(len(query)):
         # The plain reading: leave the copies out of the list.
         rest = [j for j, name in enumerate(NAMES) if j == 2 * i or name != NAMES[2 * i]]
         logits = 20.0 * unit[1][rest] @ unit[0][i]
-        losses.append(torch.logsumexp(logits, 0) - logits[rest.index(2 * i)])
-    mean = torch.stack(losses).mean()
+        terms.append(torch.logsumexp(logits, 0) - logits[rest.index(2 * i)])
+    mean = torch.stack(terms).mean()
     mean.backward()
     # float32: logits of up to 20 carry errors of 20 * 2**-24 * a few.
     assert float(loss) == pytest.approx(mean.item(), abs=1e-5)
@@ -175,6 +176,7 @@ def test_a_query_whose_negatives_are_all_copies_has_no_loss():
     np.testing.assert_array_equal(gradient, 0)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def loss_and_gradients(config, query, document, **others):
     def loss(query, document):
         return contrastive_loss(query, document, config, **others)
@@ -283,17 +285,17 @@ def test_a_tiny_loss_at_a_scale_of_100_keeps_its_digits(negative):
     config = ContrastiveLoss(temperature=0.01, block_size=1)
     pair, metrics, gradients = loss_and_gradients(config, query, document)
     # The second query is its positive's opposite, at -100, the other at -100 * cosine.
-    losses = [
+    expected = [
         np.log1p(np.exp(100 * (negative - 1))),
         np.logaddexp(0, 100 - 100 * negative),
     ]
     # Logits of 100 in float32 err by an ulp, 8e-6, and so do exponentials, relatively.
-    assert float(pair) == pytest.approx(np.mean(losses), rel=3e-5)
+    assert float(pair) == pytest.approx(np.mean(expected), rel=3e-5)
     assert float(metrics["accuracy"]) == 0.5
     assert all(np.isfinite(gradient).all() for gradient in gradients)
     alone, _ = info_nce(query[:1], document, scale=100.0)
     # Far below float32's resolution at 100.
-    assert float(alone) == pytest.approx(losses[0], rel=3e-5)
+    assert float(alone) == pytest.approx(expected[0], rel=3e-5)
 
 
 def test_a_learned_scale_is_set_back_to_its_maximum_and_no_further():

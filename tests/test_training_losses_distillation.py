@@ -69,8 +69,8 @@ def test_the_loss_and_its_gradients_equal_torch(name, nested, group):
 
         return matryoshka_loss(loss, query, document, **nested)
 
-    (value, losses), gradients = jax.value_and_grad(
-        nested_loss, argnums=(0, 1), has_aux=True
+    (value, losses), gradients = jax.jit(
+        jax.value_and_grad(nested_loss, argnums=(0, 1), has_aux=True)
     )(*student)
     made = [torch.tensor(np.float64(x), requires_grad=True) for x in student]
     teacher = [
@@ -117,8 +117,10 @@ def test_a_stages_distillation_is_the_nested_loss_in_blocks_or_not(kind, block_s
             **NESTED,
         )
 
-    expected, gradients = jax.value_and_grad(nested, argnums=(0, 1))(*student)
-    value, same = jax.value_and_grad(in_blocks, argnums=(0, 1))(*student)
+    (expected, gradients), (value, same) = (
+        jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(*student)
+        for loss in (nested, in_blocks)
+    )
     # float32 sums of 5 queries and 10 documents in another order.
     assert float(value) == pytest.approx(float(expected), rel=1e-6)
     for one, two in zip(same, gradients, strict=True):
@@ -128,7 +130,7 @@ def test_a_stages_distillation_is_the_nested_loss_in_blocks_or_not(kind, block_s
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(name):
     query, document, *_ = case(0, 2)
-    value, gradient = jax.value_and_grad(LOSSES[name][0])(
+    value, gradient = jax.jit(jax.value_and_grad(LOSSES[name][0]))(
         query, 2 * document, query, document
     )
     # Both sides are the same computation, of vectors whose lengths do not matter.
@@ -138,7 +140,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_no_gradient_reaches_the_teacher(name):
-    gradients = jax.grad(LOSSES[name][0], argnums=(2, 3))(*case(0, 2))
+    gradients = jax.jit(jax.grad(LOSSES[name][0], argnums=(2, 3)))(*case(0, 2))
     for gradient in gradients:
         np.testing.assert_array_equal(gradient, 0)
 

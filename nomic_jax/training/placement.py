@@ -120,13 +120,15 @@ def place_state(state: Tree, mesh: Mesh | None) -> Tree:
 
     Args:
         state: a tree of arrays, the same on all hosts.
-        mesh: None: the state is returned as it is.
+        mesh: None: the arrays stay on their device, and are committed to it as those of
+            a restored state are, so that a run begun and a run resumed are one compiled
+            program.
 
     Raises:
         ValueError: an axis of the mesh does not divide an array's.
     """
     if mesh is None:
-        return state
+        return jax.device_put(state, jax.tree.map(lambda x: x.sharding, state))
     places = state_places(state, mesh)
     if all(d.process_index == jax.process_index() for d in mesh.devices.flat):
         return jax.device_put(state, places)
