@@ -178,9 +178,19 @@ def batches(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", once("finetune", ["mlm", "finetune"]))
-def test_a_stage_stopped_on_8_devices_goes_on_with_the_same_batches_on_4_and_1(
-    begin, tmp_path, name
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        # That a checkpoint of eight is restored onto one is in test_training_checkpoints.
+        ("finetune", [4]),
+        *(
+            pytest.param(n, [4, 1], marks=pytest.mark.sweep)
+            for n in ("mlm", "finetune")
+        ),
+    ],
+)
+def test_a_stage_stopped_on_8_devices_goes_on_with_the_same_batches_on_fewer(
+    begin, tmp_path, name, others
 ):
     run = {"steps": 12, "save_every": 500}  # the one checkpoint is the signal's
     eight = {"devices": 8, "mesh": {"fsdp": 2}}
@@ -195,7 +205,8 @@ def test_a_stage_stopped_on_8_devices_goes_on_with_the_same_batches_on_4_and_1(
     assert 1 < step < 12
     first, expected = batches(stopped), losses(whole)
     assert first == batches(whole)[:step]
-    for devices, mesh in ((4, {"fsdp": 2}), (1, {})):
+    for devices in others:
+        mesh = {"fsdp": 2} if devices > 1 else {}
         folder = tmp_path / f"on_{devices}"
         subprocess.run(["cp", "-r", stopped, folder], check=True)
         assert ended(begin(name, folder, **run, devices=devices, mesh=mesh)) == 0
