@@ -181,7 +181,7 @@ def batches(folder):
 @pytest.mark.parametrize(
     ("name", "others"),
     [
-        # That a checkpoint of eight is restored onto one is in test_training_checkpoints.
+        # test_training_checkpoints restores what eight wrote onto one, too.
         ("finetune", [4]),
         *(
             pytest.param(n, [4, 1], marks=pytest.mark.sweep)
