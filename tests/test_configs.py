@@ -385,7 +385,14 @@ def tiny(name, stores, start):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CONTRASTIVE[:2])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "contrastive_pretrain",
+        # moe_finetune and matryoshka_finetune have hard negatives, too.
+        pytest.param("contrastive_finetune", marks=pytest.mark.sweep),
+    ],
+)
 def test_two_steps_of_a_contrastive_stage_train(name, stores, start, tmp_path):
     small = tiny(name, stores, start)
     folder = RunFolder.open(tmp_path / small.name, resolve([small])[small.name])

@@ -135,7 +135,7 @@ def once(name, names):
     return [name, *(pytest.param(each, marks=pytest.mark.sweep) for each in others)]
 
 
-KILLS, INSIDE = 6, 2
+KILLS, INSIDE = 4, 2
 # Each write takes so much longer than it would: about half of the run is one, on a
 # busy machine as on an idle one.
 RUN = {"steps": 60, "save_every": 1, "pause": 0.05, "writing": 0.2}
