@@ -5,7 +5,7 @@ python convert_torch_weights.py SOURCE DEST --to jax
 
 import sys
 
-from nomic_jax.checkpoints.convert import main
+from nomic_jax.checkpoints.conversion import main
 
 if __name__ == "__main__":
     sys.exit(main())

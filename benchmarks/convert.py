@@ -28,11 +28,9 @@ from flax import nnx
 from record import Row, record
 from turns import in_turns, median_ratio
 
-from nomic_jax.checkpoints.folder import save_model
-from nomic_jax.checkpoints.reader import read_checkpoint
-from nomic_jax.checkpoints.writer import Layout, write_checkpoint
-from nomic_jax.model.encoder import NomicBert
-from nomic_jax.published import PUBLISHED, PUBLISHED_EMBEDDINGS
+from nomic_jax.checkpoints import Layout, read_checkpoint, save_model, write_checkpoint
+from nomic_jax.config import PUBLISHED, PUBLISHED_EMBEDDINGS
+from nomic_jax.model import NomicBert
 
 # Whose layouts there are; transformers has no class for experts.
 LAYOUTS: dict[str, tuple[Layout, ...]] = {
@@ -45,7 +43,7 @@ MEMORY = "/dev/shm"  # where Linux keeps files in memory
 
 OURS_CODE = """
 from nomic_jax.checkpoints import embedding_rule, hub, model_card, reader, writer
-from nomic_jax.checkpoints.convert import Conversion, convert
+from nomic_jax.checkpoints.conversion import Conversion, convert
 def work(source, dest, layout):
     convert(Conversion(source=source, dest=dest, to=layout))
 """

@@ -24,24 +24,22 @@ from pathlib import Path
 
 import numpy as np
 
-from nomic_jax.curation.consistency import Filtering
-from nomic_jax.curation.filter_stage import FilterStage
-from nomic_jax.curation.mining import MineStage, Mining
-from nomic_jax.curation.stage_pairs import StagePairs
-from nomic_jax.recipe import run
-from nomic_jax.sources.jsonl import JsonLines, read_pairs, write_pairs
-from nomic_jax.sources.pairs import Pair
-from nomic_jax.stages import Stage
+from nomic_jax.curation import Filtering, FilterStage, MineStage, Mining, StagePairs
+from nomic_jax.data import PrepareConfig, PrepareStage, TextTokenizer
+from nomic_jax.data.sources import JsonLines, Pair, read_pairs, write_pairs
+from nomic_jax.data.store import PairRule, prepare_collection
+from nomic_jax.pipeline import Stage, run
 from nomic_jax.storage import read_json, write_json
-from nomic_jax.store.corpus import PrepareConfig, PrepareStage
-from nomic_jax.store.prepare import prepare_collection
-from nomic_jax.store.rules import PairRule
-from nomic_jax.tokenizer import TextTokenizer
-from nomic_jax.training.contrastive import ContrastiveStage, PairData
-from nomic_jax.training.loop import LoopConfig
-from nomic_jax.training.losses import ContrastiveLoss
-from nomic_jax.training.mlm import MlmData, MlmStage, ModelSize
-from nomic_jax.training.optimizer import OptimizerConfig
+from nomic_jax.training import (
+    ContrastiveLoss,
+    ContrastiveStage,
+    LoopConfig,
+    MlmData,
+    MlmStage,
+    ModelSize,
+    OptimizerConfig,
+    PairData,
+)
 
 QUERY, DOCUMENT = 32, 64  # tokens that the small model sees
 SHUFFLED = 0.2  # of the pairs that are spoiled

@@ -28,18 +28,19 @@ from environment import environment
 from record import Row, record
 from turns import in_turns, median_ratio
 
-from nomic_jax.data.feed import feed
-from nomic_jax.data.pairs import PairBatches
-from nomic_jax.data.schedule import Sampling, Schedule
-from nomic_jax.sources.jsonl import JsonLines, read_pairs, write_pairs
-from nomic_jax.sources.pairs import PairSource
-from nomic_jax.store.manifest import Manifest, shard_name, write_manifest
-from nomic_jax.store.prepare import prepare_store
-from nomic_jax.store.record import encode_record
-from nomic_jax.store.rules import PairRule
-from nomic_jax.store.shard import write_shard
-from nomic_jax.store.store import Store
-from nomic_jax.tokenizer import TextTokenizer, bucket
+from nomic_jax.data import PairBatches, Sampling, Schedule, TextTokenizer, bucket
+from nomic_jax.data.sources import JsonLines, PairSource, read_pairs, write_pairs
+from nomic_jax.data.store import (
+    Manifest,
+    PairRule,
+    Store,
+    encode_record,
+    prepare_store,
+    shard_name,
+    write_manifest,
+    write_shard,
+)
+from nomic_jax.training import feed
 
 LENGTH = 512  # tokens of the longest query and document, as the paper fine-tunes
 BATCH = 256  # pairs of a batch, likewise
@@ -323,7 +324,7 @@ OPEN_AND_JUMP = """
 import json, resource, sys, time
 import numpy as np
 from nomic_jax.data.schedule import Schedule
-from nomic_jax.store.store import Store
+from nomic_jax.data.store.store import Store
 
 def memory():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()

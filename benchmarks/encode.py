@@ -35,18 +35,19 @@ from record import Row, record
 from sentence_transformers import SentenceTransformer
 from turns import in_turns, median_ratio
 
-from nomic_jax import Embedder, text_vectors
-from nomic_jax.batching import tokenize
-from nomic_jax.checkpoints.embedding_rule import embedding_for
-from nomic_jax.checkpoints.folder import save_model
-from nomic_jax.checkpoints.reader import read_checkpoint
-from nomic_jax.checkpoints.writer import write_checkpoint
-from nomic_jax.model.encoder import NomicBert
-from nomic_jax.published import PUBLISHED, PUBLISHED_EMBEDDINGS
-from nomic_jax.sources.docstrings import extract
-from nomic_jax.sources.jsonl import read_texts
-from nomic_jax.sources.python_sources import python_modules
-from nomic_jax.tokenizer import TextTokenizer
+import nomic_jax.inference.embedder as embedder
+from nomic_jax import Embedder
+from nomic_jax.checkpoints import (
+    embedding_for,
+    read_checkpoint,
+    save_model,
+    write_checkpoint,
+)
+from nomic_jax.config import PUBLISHED, PUBLISHED_EMBEDDINGS
+from nomic_jax.data import TextTokenizer
+from nomic_jax.data.sources import extract, python_modules, read_texts
+from nomic_jax.inference import tokenize
+from nomic_jax.model import NomicBert
 
 NAME = "nomic-embed-text-v1.5"
 TASK = "search_document"
@@ -204,10 +205,10 @@ class Ours:
 
     def time_waiting(self) -> None:
         """Count the seconds in which no batch was ready."""
-        real = text_vectors.ahead
+        real = embedder.prefetch
 
-        def timed(items: Iterator[Any], *, room: int) -> Iterator[Any]:
-            ready = real(items, room=room)
+        def timed(items: Iterator[Any], *, buffer_size: int) -> Iterator[Any]:
+            ready = real(items, buffer_size=buffer_size)
             while True:
                 began = time.perf_counter()
                 item = next(ready, None)
@@ -216,7 +217,7 @@ class Ours:
                     return
                 yield item
 
-        text_vectors.ahead = timed
+        embedder.prefetch = timed
 
 
 def compare(

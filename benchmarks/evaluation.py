@@ -21,15 +21,16 @@ from pathlib import Path
 
 import numpy as np
 
-from nomic_jax.checkpoints.embedding_rule import embedding_for
-from nomic_jax.checkpoints.folder_digest import folder_digest
-from nomic_jax.checkpoints.hub import resolve
-from nomic_jax.checkpoints.reader import read_checkpoint, without_head
-from nomic_jax.config import EmbeddingConfig
-from nomic_jax.evaluation.kinds import KINDS, Task, open_tasks
-from nomic_jax.evaluation.measure import figures
-from nomic_jax.evaluation.sides import Side
-from nomic_jax.whole_file import whole_file
+from nomic_jax import EmbeddingConfig
+from nomic_jax.checkpoints import (
+    embedding_for,
+    folder_digest,
+    read_checkpoint,
+    resolve,
+    without_head,
+)
+from nomic_jax.evaluation import KINDS, Side, Task, figures, open_tasks
+from nomic_jax.storage import whole_file
 
 CHUNK = 256  # texts between two savings
 ROWS = 16  # texts of a PyTorch batch, sorted by length
@@ -46,7 +47,7 @@ Embed = Callable[[Sequence[str], str], np.ndarray]
 
 def with_jax(folder: str, max_length: int, variation: str) -> Embed:
     """Embed with this project: texts and the name of their prompt to pooled vectors."""
-    from nomic_jax.embedder import Embedder
+    from nomic_jax.inference import Embedder
 
     tokens, _, dtype = VARIATIONS[variation]
     embedder = Embedder.from_pretrained(folder, max_length=max_length, dtype=dtype)

@@ -20,11 +20,10 @@ from flax import nnx
 from record import Row, record
 from turns import in_turns, median_ratio
 
-from nomic_jax.backend import default_dtype
-from nomic_jax.model.mlp import Mlp
-from nomic_jax.model.moe import MixtureOfExperts
-from nomic_jax.published import PUBLISHED
-from nomic_jax.training.flops import mlp_flops, peak_flops
+from nomic_jax.config import PUBLISHED
+from nomic_jax.distributed import default_dtype
+from nomic_jax.model import MixtureOfExperts, Mlp
+from nomic_jax.training import mlp_flops, peak_flops
 
 EXPERTS = PUBLISHED["nomic-embed-text-v2-moe"]
 DENSE = dataclasses.replace(

@@ -3,11 +3,12 @@
     python benchmarks/finetuning.py --model FOLDER --pairs FILE FILE --work FOLDER
 
 FOLDER is a published model (all-MiniLM-L6-v2), each FILE holds a query and its document
-a line. Here `nomic_jax.recipe.run` trains, as `train.py` does; sentence-transformers is
-given the texts of the very same batches, in the same order. Its figures are measured by
-this project's evaluation too. What has been measured is in WORK/results.jsonl and is
-not measured again: the same command goes on where it was stopped. Its first line says
-with what; another model, other pairs or numbers need another WORK.
+a line. Here `nomic_jax.pipeline.runner.run` trains, as `train.py` does;
+sentence-transformers is given the texts of the very same batches, in the same order.
+Its figures are measured by this project's evaluation too. What has been measured is in
+WORK/results.jsonl and is not measured again: the same command goes on where it was
+stopped. Its first line says with what; another model, other pairs or numbers need
+another WORK.
 """
 
 import argparse
@@ -33,28 +34,32 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from transformers import get_linear_schedule_with_warmup
 
-from nomic_jax.checkpoints.folder_digest import folder_digest
-from nomic_jax.data.pairs import PairBatches
-from nomic_jax.embedder import Embedder
-from nomic_jax.evaluation.bm25 import rank_bm25
-from nomic_jax.evaluation.judged import NONE, JudgedRetrieval, score
-from nomic_jax.evaluation.kinds import Task
-from nomic_jax.recipe import run
-from nomic_jax.sources.jsonl import read_pairs
-from nomic_jax.sources.pairs import PairSource, split_held_out
+from nomic_jax.checkpoints import folder_digest
+from nomic_jax.data import PairBatches
+from nomic_jax.data.sources import PairSource, read_pairs, split_held_out
+from nomic_jax.data.store import PAIRS, is_prepared, open_stores, write_sources
+from nomic_jax.data.store import write_training_pairs as write_stores
+from nomic_jax.evaluation import NONE, JudgedRetrieval, Task, rank_bm25, score
+from nomic_jax.inference import Embedder
+from nomic_jax.pipeline import run
 from nomic_jax.storage import checksum_of
-from nomic_jax.store.corpus import PAIRS, is_prepared, write_sources
-from nomic_jax.store.corpus import write_training_pairs as write_stores
-from nomic_jax.store.store import open_stores
-from nomic_jax.training.contrastive import ContrastiveStage, PairData, pair_batches
-from nomic_jax.training.loop import LoopConfig
-from nomic_jax.training.losses import ContrastiveLoss
-from nomic_jax.training.optimizer import OptimizerConfig, make_optimizer
-from nomic_jax.training.placement import MemoryConfig, Placement
-from nomic_jax.training.run_folder import read_metrics
-from nomic_jax.training.start import StartConfig
-from nomic_jax.training.steps import BiEncoder, TrainState, contrastive_objective
-from nomic_jax.training.steps import make_update as compiled_step
+from nomic_jax.training import (
+    BiEncoder,
+    ContrastiveLoss,
+    ContrastiveStage,
+    LoopConfig,
+    MemoryConfig,
+    OptimizerConfig,
+    PairData,
+    Placement,
+    StartConfig,
+    TrainState,
+    contrastive_objective,
+    make_optimizer,
+    pair_batches,
+    read_metrics,
+)
+from nomic_jax.training import make_update as compiled_step
 
 LENGTH = 256  # tokens of the longest text: what MiniLM's folder says
 TEMPERATURE = 0.05  # 20 times the cosines, the default of sentence-transformers

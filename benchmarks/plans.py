@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nomic_jax.plan.environment import prepare_environment
+from nomic_jax.training.planning import prepare_environment
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,7 +48,7 @@ PRODUCTS = {"v5p:2x2x1": "v5p:4x4x4", "v6e:2x2": "v6e:16x16"}
 
 def plan(config: str, topology: str, settings: tuple[str, ...]) -> list[str]:
     """Return the lines of Markdown that the command prints: two of a head, and rows."""
-    command = [sys.executable, "-m", "nomic_jax.cli", "plan", "--markdown"]
+    command = [sys.executable, "-m", "nomic_jax.cli.main", "plan", "--markdown"]
     path = ROOT / "configs" / f"{config}.py"
     arguments = ["--config", str(path), "--topology", topology, *settings]
     done = subprocess.run(
@@ -70,15 +70,17 @@ def record_products() -> None:
     from environment import environment
     from record import Row, record
 
-    from nomic_jax.overrides import override
-    from nomic_jax.plan.abstract import abstract_step
-    from nomic_jax.plan.account import Account
-    from nomic_jax.plan.assumed import Assumptions
-    from nomic_jax.plan.chips import GIB
-    from nomic_jax.plan.compiled import Refusal, compile_step
-    from nomic_jax.plan.table import memory_settings
-    from nomic_jax.plan.topology import open_topology
-    from nomic_jax.stages import load_stages
+    from nomic_jax.pipeline import load_stages, override
+    from nomic_jax.training.planning import (
+        GIB,
+        Account,
+        Assumptions,
+        Refusal,
+        abstract_step,
+        compile_step,
+        memory_settings,
+        open_topology,
+    )
 
     given, assumed = environment("libtpu"), Assumptions()
     for config in ("mlm", "contrastive_pretrain"):

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nomic_jax.fields import differing_fields
-from nomic_jax.whole_file import whole_file
+from nomic_jax.config import differing_fields
+from nomic_jax.storage import whole_file
 
 RESULTS = "results.jsonl"
 

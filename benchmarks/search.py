@@ -15,7 +15,7 @@ from environment import environment
 from record import Row, record
 from turns import in_turns, median_ratio
 
-from nomic_jax.search import nearest
+from nomic_jax.inference import top_k
 
 ROUNDING = 2e-6  # float32 sums of 768 terms whose squares sum to 1, each way
 
@@ -54,7 +54,7 @@ def measure(
     found = {}
 
     def ours() -> None:
-        found["ours"] = nearest(queries, documents, k=k)
+        found["ours"] = top_k(queries, documents, k=k)
 
     def theirs() -> None:
         found["theirs"] = index.search(queries, k)

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from nomic_jax.allocator import keep_freed_memory
+from nomic_jax.cli import keep_freed_memory
 
 PARTS = ("mlm", "moe", "pairs", "input")
 EXAMPLES = "examples"  # of a task, which only a file has
@@ -63,11 +63,11 @@ def options_of(accelerated: bool) -> argparse.Namespace:
 
 def prepared(folder: Path, options: argparse.Namespace) -> None:
     """Tokenise pairs as a prepare stage does."""
-    from nomic_jax.store.corpus import PrepareConfig, prepare
-    from nomic_jax.tokenizer import TextTokenizer
+    from nomic_jax.data import PrepareConfig, TextTokenizer
+    from nomic_jax.data.store import prepare_corpus
 
     named: Any = options.tokenizer
-    prepare(
+    prepare_corpus(
         PrepareConfig(
             pairs=options.pairs,
             limit=options.limit,

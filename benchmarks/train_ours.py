@@ -11,37 +11,50 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from nomic_jax.backend import default_dtype
-from nomic_jax.batch import MlmBatch, PackedTexts, PairBatch, TaskBatch, Tokens
-from nomic_jax.config import EmbeddingConfig, ModelConfig
-from nomic_jax.data.mlm import Masking, corrupt
-from nomic_jax.data.pairs import PairBatches
-from nomic_jax.data.schedule import Schedule
-from nomic_jax.data.task_batches import TaskBatches, padded
-from nomic_jax.data.task_config import HeadConfig, TaskData
-from nomic_jax.data.task_examples import labels_of
-from nomic_jax.data.task_lines import read_examples
-from nomic_jax.data.task_sets import TaskEncoding
-from nomic_jax.model.encoder import NomicBert
-from nomic_jax.model.head_classifiers import TextClassifier
-from nomic_jax.model.heads import EncoderWithHead, MaskedLanguageModel
-from nomic_jax.model.pooling import embed
-from nomic_jax.sharding import MeshConfig
-from nomic_jax.store.store import open_stores
-from nomic_jax.tokenizer import TextTokenizer, bucket
-from nomic_jax.training.experts import ExpertsConfig
-from nomic_jax.training.losses import ContrastiveLoss, contrastive_loss
-from nomic_jax.training.mlm_objective import mlm_objective
-from nomic_jax.training.optimizer import OptimizerConfig, make_optimizer
-from nomic_jax.training.placement import MemoryConfig, Placement
-from nomic_jax.training.steps import (
-    BiEncoder,
-    TrainState,
-    contrastive_objective,
-    make_update,
+from nomic_jax import EmbeddingConfig, ModelConfig, Tokens
+from nomic_jax.batch import MlmBatch, PackedTexts, PairBatch, TaskBatch
+from nomic_jax.data import (
+    Masking,
+    PairBatches,
+    Schedule,
+    TextTokenizer,
+    bucket,
+    corrupt,
 )
-from nomic_jax.training.task_model import config_with_head
-from nomic_jax.training.task_objective import task_objective
+from nomic_jax.data.store import open_stores
+from nomic_jax.distributed import MeshConfig, default_dtype
+from nomic_jax.downstream import (
+    HeadConfig,
+    TaskBatches,
+    TaskData,
+    TaskEncoding,
+    config_with_head,
+    labels_of,
+    padded,
+    read_examples,
+    task_objective,
+)
+from nomic_jax.model import (
+    EncoderWithHead,
+    MaskedLanguageModel,
+    NomicBert,
+    TextClassifier,
+    embed,
+)
+from nomic_jax.training import (
+    BiEncoder,
+    ContrastiveLoss,
+    ExpertsConfig,
+    MemoryConfig,
+    OptimizerConfig,
+    Placement,
+    TrainState,
+    contrastive_loss,
+    contrastive_objective,
+    make_optimizer,
+    make_update,
+    mlm_objective,
+)
 
 LOSS = ContrastiveLoss(temperature=0.05)
 EMBEDDING = EmbeddingConfig(pooling="mean", layer_norm=False, max_length=2048)

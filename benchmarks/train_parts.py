@@ -17,16 +17,23 @@ from flax import nnx
 from record import Row
 from turns import in_turns, median_ratio
 
-from nomic_jax.backend import default_dtype
-from nomic_jax.config import ModelConfig
-from nomic_jax.model.encoder import NomicBert
-from nomic_jax.store.store import open_stores
-from nomic_jax.tokenizer import TextTokenizer
-from nomic_jax.training.contrastive import ContrastiveStage, PairData, train_contrastive
-from nomic_jax.training.flops import flops_per_token, forward_flops, peak_flops
-from nomic_jax.training.loop import LoopConfig
-from nomic_jax.training.optimizer import OptimizerConfig
-from nomic_jax.training.run_folder import RunFolder, read_metrics
+from nomic_jax import ModelConfig
+from nomic_jax.data import TextTokenizer
+from nomic_jax.data.store import open_stores
+from nomic_jax.distributed import default_dtype
+from nomic_jax.model import NomicBert
+from nomic_jax.training import (
+    ContrastiveStage,
+    LoopConfig,
+    OptimizerConfig,
+    PairData,
+    RunFolder,
+    flops_per_token,
+    forward_flops,
+    peak_flops,
+    read_metrics,
+    train_contrastive,
+)
 
 # Layers and width; rows and tokens of a row of the MLM step.
 SIZES = {"tiny": (1, 64), "quickstart": (3, 192), "small": (6, 384), "base": (12, 768)}

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from transformers import NomicBertConfig, NomicBertForMaskedLM, NomicBertModel
 
-from nomic_jax.batch import MlmBatch, Tokens
-from nomic_jax.config import ModelConfig
+from nomic_jax import ModelConfig, Tokens
+from nomic_jax.batch import MlmBatch
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"

@@ -4,12 +4,12 @@ Devlin et al. 2018, arXiv:1810.04805, sections 3.1 and A.2: 15 % of the tokens a
 predicted, half of the second sentences are of another document; 900,000 steps on rows
 of 128 tokens, then 100,000 on rows of 512, 256 rows a step, each with its own schedule
 here. Of the named model the size and the tokenizer are taken, and all weights are drawn
-anew; leave `start.weights` out to go on with the published ones.
+again; leave `start.weights` out to go on with the published ones.
 
 Data: `books/*.jsonl`, a line a document: `{"sentences": [...]}`. BERT's sentences are
 spans of text, so that two of them fill a row: give lines of about 60 words for the
 first stage, of 250 for the second (`--bert_512.data.train`). All tokens are held in
-memory, 4 bytes each, and are made of the text anew at each start; for the masked
+memory, 4 bytes each, and are made of the text again at each start; for the masked
 language model alone on text of any size, see mlm.py.
 
 Expected score: 97 to 98 % of next sentences right (section 3.1).
@@ -17,10 +17,8 @@ Expected score: 97 to 98 % of next sentences right (section 3.1).
     python train.py --config configs/bert_pretraining.py
 """
 
-from nomic_jax.data.task_config import HeadConfig, TaskData
-from nomic_jax.training.loop import LoopConfig
-from nomic_jax.training.optimizer import OptimizerConfig
-from nomic_jax.training.task import TaskStage, TaskStart
+from nomic_jax.downstream import HeadConfig, TaskData, TaskStage, TaskStart
+from nomic_jax.training import LoopConfig, OptimizerConfig
 
 
 def phase(length: int, steps: int, start: TaskStart) -> TaskStage:

@@ -25,11 +25,15 @@ Expected score: an MTEB average of 62.39 (model card of nomic-ai/nomic-embed-tex
     python train.py --config configs/contrastive_finetune.py
 """
 
-from nomic_jax.data.listed import PairSourceConfig
-from nomic_jax.training.contrastive import ContrastiveStage, PairData, StartConfig
-from nomic_jax.training.loop import LoopConfig
-from nomic_jax.training.losses import ContrastiveLoss
-from nomic_jax.training.optimizer import OptimizerConfig
+from nomic_jax.data import PairSourceConfig
+from nomic_jax.training import (
+    ContrastiveLoss,
+    ContrastiveStage,
+    LoopConfig,
+    OptimizerConfig,
+    PairData,
+    StartConfig,
+)
 
 BATCH_SIZE = 256
 
@@ -38,7 +42,7 @@ CLUSTERING = ("clustering: ", "clustering: ")
 CLASSIFICATION = ("classification: ", "classification: ")
 
 SOURCES = (
-    PairSourceConfig("msmaro", *SEARCH, 484_864),  # so it stands in the YAML
+    PairSourceConfig("msmaro", *SEARCH, 484_864),  # so it is in the YAML
     PairSourceConfig("nq_triples", *SEARCH, 69_888),
     PairSourceConfig("nli_triplets", *CLASSIFICATION, 275_200),
     PairSourceConfig("reddit", *CLUSTERING, 199_680),

@@ -23,12 +23,16 @@ Expected score: on MTEB that of nomic-ai/nomic-embed-text-v1-unsupervised.
     python train.py --config configs/contrastive_pretrain.py
 """
 
-from nomic_jax.data.listed import PairSourceConfig
-from nomic_jax.training.contrastive import ContrastiveStage, PairData, StartConfig
-from nomic_jax.training.loop import LoopConfig
-from nomic_jax.training.losses import ContrastiveLoss
-from nomic_jax.training.optimizer import OptimizerConfig
-from nomic_jax.training.placement import MemoryConfig
+from nomic_jax.data import PairSourceConfig
+from nomic_jax.training import (
+    ContrastiveLoss,
+    ContrastiveStage,
+    LoopConfig,
+    MemoryConfig,
+    OptimizerConfig,
+    PairData,
+    StartConfig,
+)
 
 LENGTH = 2048
 BATCH_SIZE = 16_384

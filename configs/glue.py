@@ -25,9 +25,7 @@ Pearson's for STS-B (model card of nomic-ai/nomic-bert-2048).
     python train.py --config configs/glue.py
 """
 
-from nomic_jax.glue.grid import AFTER_MNLI
-from nomic_jax.glue.tasks import glue_stage
-from nomic_jax.training.task import TaskStage, TaskStart
+from nomic_jax.downstream import AFTER_MNLI, TaskStage, TaskStart, glue_stage
 
 MODEL = "nomic-ai/nomic-bert-2048"  # a folder or hub id
 TASKS = ("cola", "sst2", "qqp", "qnli", "mnli", "rte", "mrpc", "stsb")

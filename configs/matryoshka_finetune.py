@@ -17,16 +17,16 @@ Expected score: MTEB averages of 62.28 at 768 dimensions, 61.96 at 512, 61.04 at
     python train.py --config configs/matryoshka_finetune.py
 """
 
-from nomic_jax.data.listed import PairSourceConfig
-from nomic_jax.training.contrastive import (
+from nomic_jax.data import PairSourceConfig
+from nomic_jax.training import (
+    ContrastiveLoss,
     ContrastiveStage,
+    LoopConfig,
+    OptimizerConfig,
     PairData,
     StageEmbedding,
     StartConfig,
 )
-from nomic_jax.training.loop import LoopConfig
-from nomic_jax.training.losses import ContrastiveLoss
-from nomic_jax.training.optimizer import OptimizerConfig
 
 BATCH_SIZE = 256
 
@@ -35,7 +35,7 @@ CLUSTERING = ("clustering: ", "clustering: ")
 CLASSIFICATION = ("classification: ", "classification: ")
 
 SOURCES = (
-    PairSourceConfig("msmaro", *SEARCH, 484_864),  # so it stands in the YAML
+    PairSourceConfig("msmaro", *SEARCH, 484_864),  # so it is in the YAML
     PairSourceConfig("nq_triples", *SEARCH, 69_888),
     PairSourceConfig("nli_triplets", *CLASSIFICATION, 275_200),
     PairSourceConfig("reddit", *CLUSTERING, 199_680),

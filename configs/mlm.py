@@ -23,10 +23,14 @@ Expected score: a GLUE average of 0.84 (model card of nomic-ai/nomic-bert-2048).
     python train.py --config configs/mlm.py
 """
 
-from nomic_jax.training.loop import LoopConfig
-from nomic_jax.training.mlm import MlmData, MlmStage, ModelSize
-from nomic_jax.training.optimizer import OptimizerConfig
-from nomic_jax.training.placement import MemoryConfig
+from nomic_jax.training import (
+    LoopConfig,
+    MemoryConfig,
+    MlmData,
+    MlmStage,
+    ModelSize,
+    OptimizerConfig,
+)
 
 ROW_LENGTH = 2048
 STEPS = 100_000

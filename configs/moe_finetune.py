@@ -26,12 +26,15 @@ cos("search_document: Hello!", "search_document: ¡Hola!") = 0.9118 of the publi
     python train.py --config configs/moe_finetune.py
 """
 
-from nomic_jax.training.contrastive import ContrastiveStage, PairData
-from nomic_jax.training.loop import LoopConfig
-from nomic_jax.training.losses import ContrastiveLoss
-from nomic_jax.training.optimizer import OptimizerConfig
-from nomic_jax.training.placement import MemoryConfig
-from nomic_jax.training.start import StartConfig
+from nomic_jax.training import (
+    ContrastiveLoss,
+    ContrastiveStage,
+    LoopConfig,
+    MemoryConfig,
+    OptimizerConfig,
+    PairData,
+    StartConfig,
+)
 
 LENGTH = 512
 

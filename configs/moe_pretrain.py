@@ -22,13 +22,16 @@ Expected score: none is published for this stage.
     python train.py --config configs/moe_pretrain.py
 """
 
-from nomic_jax.training.contrastive import ContrastiveStage, PairData
-from nomic_jax.training.experts import ExpertsConfig
-from nomic_jax.training.loop import LoopConfig
-from nomic_jax.training.losses import ContrastiveLoss
-from nomic_jax.training.optimizer import OptimizerConfig
-from nomic_jax.training.placement import MemoryConfig
-from nomic_jax.training.start import StartConfig
+from nomic_jax.training import (
+    ContrastiveLoss,
+    ContrastiveStage,
+    ExpertsConfig,
+    LoopConfig,
+    MemoryConfig,
+    OptimizerConfig,
+    PairData,
+    StartConfig,
+)
 
 # The code's file says so; its loader passed over that, and cut queries at 32 tokens and
 # documents at 256. Which the published run had is not known.
@@ -46,8 +49,8 @@ stages = (
             keep_biases=False,
         ),
         # Of both sides' tokens together, without padding. Published was 1.0 times the
-        # sum of both sides' losses, padding counted, beside a contrastive loss that was
-        # multiplied by the eight devices as this one was not: 2 x 1.0 / 8 of it.
+        # sum of both sides' losses, padding counted, added to a contrastive loss that
+        # was multiplied by the eight devices as this one was not: 2 x 1.0 / 8 of it.
         experts=ExpertsConfig(balance_coefficient=0.25),
         data=PairData(
             stores="stores/multilingual_pairs",

@@ -21,13 +21,16 @@ Expected score: none is published for this stage.
     python train.py --config configs/multilingual_mlm.py
 """
 
-from nomic_jax.data.schedule import Sampling
-from nomic_jax.training.loop import LoopConfig
-from nomic_jax.training.mlm import MlmData, MlmStage
-from nomic_jax.training.mlm_model import ModelSize
-from nomic_jax.training.optimizer import OptimizerConfig
-from nomic_jax.training.placement import MemoryConfig
-from nomic_jax.training.start import StartConfig
+from nomic_jax.data import Sampling
+from nomic_jax.training import (
+    LoopConfig,
+    MemoryConfig,
+    MlmData,
+    MlmStage,
+    ModelSize,
+    OptimizerConfig,
+    StartConfig,
+)
 
 ROW_LENGTH = 2048
 

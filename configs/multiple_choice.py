@@ -1,7 +1,7 @@
 r"""SWAG: which of four endings goes on with a sentence.
 
 Devlin et al. 2018, arXiv:1810.04805, section 4.4; Zellers et al. 2018
-(arXiv:1808.05326). Each ending is a row of its own beside the sentence, and the four
+(arXiv:1808.05326). Each ending is a row of its own next to the sentence, and the four
 scores are the logits.
 
 Data: `swag/train.jsonl` and `swag/validation.jsonl`, a line a question: `{"question":
@@ -13,10 +13,8 @@ Expected score: an accuracy of 0.816 on the development set (Table 4 of the pape
     python train.py --config configs/multiple_choice.py
 """
 
-from nomic_jax.data.task_config import HeadConfig, TaskData
-from nomic_jax.training.loop import LoopConfig
-from nomic_jax.training.optimizer import OptimizerConfig
-from nomic_jax.training.task import TaskStage, TaskStart
+from nomic_jax.downstream import HeadConfig, TaskData, TaskStage, TaskStart
+from nomic_jax.training import LoopConfig, OptimizerConfig
 
 BATCH, EPOCHS, QUESTIONS = 16, 3, 73_546
 STEPS = -(-EPOCHS * QUESTIONS // BATCH)

@@ -15,10 +15,8 @@ the paper has with the documents around (Table 7).
     python train.py --config configs/ner.py
 """
 
-from nomic_jax.data.task_config import HeadConfig, TaskData
-from nomic_jax.training.loop import LoopConfig
-from nomic_jax.training.optimizer import OptimizerConfig
-from nomic_jax.training.task import TaskStage, TaskStart
+from nomic_jax.downstream import HeadConfig, TaskData, TaskStage, TaskStart
+from nomic_jax.training import LoopConfig, OptimizerConfig
 
 BATCH, EPOCHS, SENTENCES = 32, 4, 14_041
 STEPS = -(-EPOCHS * SENTENCES // BATCH)

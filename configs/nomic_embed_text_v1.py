@@ -3,7 +3,7 @@ r"""nomic-embed-text-v1 from text and pairs alone: the whole recipe as one run.
 Nomic Embed, arXiv:2402.01613: a masked language model on long rows (section 3.3), a
 consistency filter that leaves 235 of 470 million weakly related pairs (section 3.2),
 contrastive pretraining on them (section 4.2), hard negatives mined for the labelled
-pairs and fine-tuning with seven of twenty, drawn anew each time (section 4.3), and
+pairs and fine-tuning with seven of twenty, drawn again each time (section 4.3), and
 evaluation. The numbers are those of mlm.py, contrastive_pretrain.py and
 contrastive_finetune.py, which train the same stages one by one from what was published.
 
@@ -31,14 +31,10 @@ import contrastive_finetune
 import contrastive_pretrain
 import mlm
 
-from nomic_jax.curation.consistency import Filtering
-from nomic_jax.curation.filter_stage import FilterStage
-from nomic_jax.curation.mining import MineStage, Mining
-from nomic_jax.curation.stage_pairs import StagePairs
-from nomic_jax.evaluation.stage import EvaluateStage, EvaluationConfig
-from nomic_jax.store.corpus import PrepareStage
-from nomic_jax.store.places import PlacesConfig
-from nomic_jax.training.contrastive import StartConfig
+from nomic_jax.curation import Filtering, FilterStage, MineStage, Mining, StagePairs
+from nomic_jax.data import PlacesConfig, PrepareStage
+from nomic_jax.evaluation import EvaluateStage, EvaluationConfig
+from nomic_jax.training import StartConfig
 
 GTE_BASE = "thenlper/gte-base"  # judges pairs and finds negatives
 BEIR = (

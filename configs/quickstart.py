@@ -8,17 +8,19 @@ hand, so the filter comes after pretraining. Retrieval is measured on whole modu
 out.
 """
 
-from nomic_jax.curation.consistency import Filtering
-from nomic_jax.curation.filter_stage import FilterStage
-from nomic_jax.curation.mining import MineStage, Mining
-from nomic_jax.curation.stage_pairs import StagePairs
-from nomic_jax.evaluation.stage import EvaluateStage, EvaluationConfig
-from nomic_jax.store.corpus import PrepareConfig, PrepareStage
-from nomic_jax.training.contrastive import ContrastiveStage, PairData
-from nomic_jax.training.loop import LoopConfig
-from nomic_jax.training.losses import ContrastiveLoss
-from nomic_jax.training.mlm import MlmData, MlmStage, ModelSize
-from nomic_jax.training.optimizer import OptimizerConfig
+from nomic_jax.curation import Filtering, FilterStage, MineStage, Mining, StagePairs
+from nomic_jax.data import PrepareConfig, PrepareStage
+from nomic_jax.evaluation import EvaluateStage, EvaluationConfig
+from nomic_jax.training import (
+    ContrastiveLoss,
+    ContrastiveStage,
+    LoopConfig,
+    MlmData,
+    MlmStage,
+    ModelSize,
+    OptimizerConfig,
+    PairData,
+)
 
 stages = (
     PrepareStage(

@@ -1,4 +1,4 @@
-r"""SQuAD: where in a paragraph the answer to a question stands, or that it does not.
+r"""SQuAD: where in a paragraph the answer to a question is, or that it does not.
 
 Devlin et al. 2018, arXiv:1810.04805, sections 4.2 and 4.3, and BERT's code where the
 paper is silent: windows of 384 tokens that share 128, questions of at most 64, answers
@@ -15,10 +15,8 @@ Expected score: an F1 of 0.885 of the development set of 1.1 (Table 2 of the pap
     python train.py --config configs/squad.py
 """
 
-from nomic_jax.data.task_config import HeadConfig, TaskData
-from nomic_jax.training.loop import LoopConfig
-from nomic_jax.training.optimizer import OptimizerConfig
-from nomic_jax.training.task import TaskStage, TaskStart
+from nomic_jax.downstream import HeadConfig, TaskData, TaskStage, TaskStart
+from nomic_jax.training import LoopConfig, OptimizerConfig
 
 BATCH, EPOCHS, WINDOWS = 32, 3, 88_000
 STEPS = EPOCHS * WINDOWS // BATCH

@@ -11,8 +11,8 @@ import optax
 from flax import nnx
 
 from nomic_jax import ModelConfig, NomicBert, Tokens
-from nomic_jax.model.pooling import mean_pool
-from nomic_jax.training.losses import info_nce
+from nomic_jax.model import mean_pool
+from nomic_jax.training import info_nce
 
 CONFIG = ModelConfig(
     vocab_size=64,

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 PADDING = 0  # the segment id of columns that hold no token
 ABSENT = -1  # the place of a token that there is not
 
-FIXED = {"fixed": True}  # marks a field of a pytree that is no array
+FIXED = {"fixed": True}  # marks a field of a pytree that is not an array
 
 Record = TypeVar("Record")
 
@@ -66,7 +66,7 @@ class Tokens:
     """Rows of token ids, each row one text or several packed one after another.
 
     A text is a run of equal, positive segment ids; `PADDING` marks columns that hold
-    nothing. Segment ids carry all the encoder needs beside the ids: who attends to
+    nothing. Segment ids carry all the encoder needs next to the ids: who attends to
     whom, where a position count starts, and how long each text is.
     """
 

@@ -1,14 +1,123 @@
-"""What defines a model: `ModelConfig`, its encoder and head, and `EmbeddingConfig`.
+"""What defines a model: `ModelConfig`, `EmbeddingConfig`, and the published values.
 
 Both are frozen, validated when made, and written as JSON into a model folder.
+
+NomicBERT: Nussbaum et al. 2024 (arXiv:2402.01613), section 3 and Table 2, and for the
+mixture of experts Nussbaum and Duderstadt 2025 (arXiv:2502.07972). ModernBERT: Warner
+et al. 2024 (arXiv:2412.13663), appendix A. BERT: Devlin et al. 2018 (arXiv:1810.04805).
+XLM-R: Conneau et al. 2019 (arXiv:1911.02116).
 """
 
 import dataclasses
+import difflib
+import inspect
 import math
-from collections.abc import Iterator, Mapping
-from typing import Literal, get_args
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from nomic_jax.fields import JsonConfig, nearest
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Say which of the known names a mistyped one probably meant.
+
+    Returns:
+        A clause to end an error with: the nearest name, or all of them.
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def differing_fields(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    *,
+    words: str = "{} was {!r} and is {!r}",
+    prefix: str = "",
+) -> list[str]:
+    """Say of each field in which two nested mappings differ what both hold.
+
+    Args:
+        old: the one before.
+        new: the one next to it.
+        words: of a field's name, its old value and its new one.
+        prefix: of the names.
+    """
+    found = []
+    for name in sorted({*old, *new}):
+        mine, theirs = old.get(name), new.get(name)
+        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+            inside = f"{prefix}{name}."
+            found += differing_fields(mine, theirs, words=words, prefix=inside)
+        elif mine != theirs:
+            found.append(words.format(prefix + name, mine, theirs))
+    return found
+
+
+Config = TypeVar("Config", bound="JsonConfig")
+
+
+class JsonConfig:
+    """A frozen dataclass that goes to JSON and back, refusing unknown fields."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as a plain dictionary."""
+        assert dataclasses.is_dataclass(self)
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls: type[Config], values: Mapping[str, Any]) -> Config:
+        """Build from a dictionary as `to_json` gives it.
+
+        Raises:
+            ValueError: a field is unknown, missing or of another type than it should
+                be; all of them are named.
+        """
+        assert dataclasses.is_dataclass(cls)
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        required = {
+            name
+            for name, field in fields.items()
+            if field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
+        }
+        problems = [
+            f"unknown field {name!r}: {did_you_mean(name, fields)}"
+            for name in values
+            if name not in fields
+        ] + [f"missing field {name!r}" for name in sorted(required - set(values))]
+        problems += [
+            f"{name}={values[name]!r} must be {inspect.formatannotation(field.type)}"
+            for name, field in fields.items()
+            if name in values and not _is_a(field.type, values[name])
+        ]
+        if problems:
+            raise ValueError(f"{cls.__name__}: " + "; ".join(problems))
+        return cls(
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in values.items()
+            }
+        )
+
+
+def _is_a(kind: Any, value: Any) -> bool:
+    """Whether a value of JSON has an annotated type; what is not simple is not asked.
+
+    Args:
+        kind: bool, int, float, str, None, a tuple of one of them, or a union.
+        value: of the field.
+    """
+    if isinstance(kind, types.UnionType):
+        return any(_is_a(one, value) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        listed = isinstance(value, (list, tuple))
+        return listed and all(_is_a(get_args(kind)[0], one) for one in value)
+    if kind in (int, float):  # a whole number is written without its point
+        number = int if kind is int else (int, float)
+        return isinstance(value, number) and not isinstance(value, bool)
+    return kind not in (bool, str, types.NoneType) or isinstance(value, kind)
+
 
 VOCABULARY_MULTIPLE = 64  # tables are padded to it: matmul tiles, and even shards
 
@@ -21,7 +130,6 @@ def padded_vocabulary(num_tokens: int) -> int:
 Activation = Literal["swiglu", "geglu", "gelu"]
 Pooling = Literal["mean", "cls", "last"]
 HeadPooling = Literal["mean", "cls"]
-
 # What sits on an encoder. The pooler of BERT is a dense layer and a tanh over the first
 # token; pretraining is the MLM and next-sentence heads together.
 Head = Literal[
@@ -253,7 +361,9 @@ class EmbeddingConfig(JsonConfig):
             ValueError: there is no such task.
         """
         if task not in self.prompts:
-            raise ValueError(f"unknown task {task!r}: {nearest(task, self.prompts)}")
+            raise ValueError(
+                f"unknown task {task!r}: {did_you_mean(task, self.prompts)}"
+            )
         return self.prompts[task]
 
     def task_of(self, prefix: str) -> str:
@@ -265,5 +375,126 @@ class EmbeddingConfig(JsonConfig):
         for task, prompt in self.prompts.items():
             if prompt == prefix:
                 return task
-        near = nearest(prefix, self.prompts.values())
+        near = did_you_mean(prefix, self.prompts.values())
         raise ValueError(f"no task has the prefix {prefix!r}: {near}")
+
+
+_NOMIC_BERT = ModelConfig(
+    vocab_size=30528,
+    type_vocab_size=2,
+    num_layers=12,
+    width=768,
+    num_heads=12,
+    mlp_width=3072,
+    layer_norm_epsilon=1e-12,
+    rope_base=1000.0,
+    trained_positions=2048,
+)
+_NOMIC_XLM = dataclasses.replace(
+    _NOMIC_BERT,
+    vocab_size=250048,
+    type_vocab_size=1,
+    layer_norm_epsilon=1e-5,
+    rope_base=10000.0,
+    activation="gelu",
+    bias=True,
+    pad_token_id=1,
+)
+_BERT = dataclasses.replace(
+    _NOMIC_BERT,
+    vocab_size=30522,
+    rope_base=None,
+    trained_positions=512,
+    activation="gelu",
+    bias=True,
+    dropout=0.1,
+)
+_XLM_ROBERTA = dataclasses.replace(
+    _BERT,
+    vocab_size=250002,
+    type_vocab_size=1,
+    layer_norm_epsilon=1e-5,
+    pad_token_id=1,
+    first_position=2,
+)
+_MODERN_BERT = ModelConfig(
+    vocab_size=50368,
+    type_vocab_size=0,
+    num_layers=22,
+    width=768,
+    num_heads=12,
+    mlp_width=1152,
+    layer_norm_epsilon=1e-5,
+    rope_base=160000.0,
+    trained_positions=8192,
+    activation="geglu",
+    pre_norm=True,
+    norm_bias=False,
+    global_every=3,
+    local_window=64,
+    local_rope_base=10000.0,
+    pad_token_id=50283,
+)
+PUBLISHED: Mapping[str, ModelConfig] = {
+    "nomic-bert-2048": dataclasses.replace(_NOMIC_BERT, head="mlm"),
+    "nomic-embed-text-v1": _NOMIC_BERT,
+    "nomic-embed-text-v1.5": _NOMIC_BERT,
+    "nomic-xlm-2048": dataclasses.replace(_NOMIC_XLM, head="mlm", head_bias=True),
+    "nomic-embed-text-v2-moe": dataclasses.replace(_NOMIC_XLM, num_experts=8),
+    "bert-base-uncased": dataclasses.replace(_BERT, head="pretraining", head_bias=True),
+    "xlm-roberta-base": dataclasses.replace(_XLM_ROBERTA, head="mlm", head_bias=True),
+    "ModernBERT-base": dataclasses.replace(_MODERN_BERT, head="mlm", head_bias=True),
+    "ModernBERT-large": dataclasses.replace(
+        _MODERN_BERT,
+        num_layers=28,
+        width=1024,
+        num_heads=16,
+        mlp_width=2624,
+        head="mlm",
+        head_bias=True,
+    ),
+    "modernbert-embed-base": _MODERN_BERT,
+}
+_NO_PROMPTS = dict.fromkeys(NOMIC_PROMPTS, "")
+_PLAIN = EmbeddingConfig(
+    pooling="mean", layer_norm=False, max_length=512, prompts=_NO_PROMPTS
+)
+_BGE = dataclasses.replace(
+    _PLAIN,
+    pooling="cls",
+    prompts={
+        **_NO_PROMPTS,
+        "search_query": "Represent this sentence for searching relevant passages: ",
+    },
+)
+# e5 has a prefix for passages, and "query: " for all that is not a passage.
+_E5 = dataclasses.replace(
+    _PLAIN,
+    prompts={**dict.fromkeys(NOMIC_PROMPTS, "query: "), "search_document": "passage: "},
+)
+PUBLISHED_EMBEDDINGS: Mapping[str, EmbeddingConfig] = {
+    "nomic-embed-text-v1": EmbeddingConfig(
+        pooling="mean", layer_norm=False, max_length=2048
+    ),
+    "nomic-embed-text-v1.5": EmbeddingConfig(
+        pooling="mean",
+        layer_norm=True,
+        max_length=2048,
+        matryoshka_dims=(768, 512, 256, 128, 64),
+    ),
+    "nomic-embed-text-v2-moe": EmbeddingConfig(
+        pooling="mean", layer_norm=False, max_length=512, matryoshka_dims=(768, 256)
+    ),
+    "modernbert-embed-base": EmbeddingConfig(
+        pooling="mean", layer_norm=False, max_length=8192, matryoshka_dims=(768, 256)
+    ),
+    "all-MiniLM-L6-v2": dataclasses.replace(_PLAIN, max_length=256),
+    "gte-small": _PLAIN,
+    "gte-base": _PLAIN,
+    "bge-small-en-v1.5": _BGE,
+    "bge-base-en-v1.5": _BGE,
+    "e5-small-v2": _E5,
+    "e5-base-v2": _E5,
+    "multilingual-e5-small": _E5,
+    "multilingual-e5-base": _E5,
+}

@@ -1,7 +1,9 @@
-"""Files that may lie anywhere: a local path, or a URL of gs://, s3:// or another store.
+"""Files at local paths, or at URLs of gs://, s3:// and other stores.
 
-A file appears whole or not at all. Locally it is written beside its place and moved;
-an object store shows an object only when its upload is complete.
+A file appears whole or not at all. Locally it is written next to its place and moved;
+an object store shows an object only when its upload is complete. Code that needs a
+local folder gets one: a folder at a URL is fetched to be read, and written here first
+and then uploaded.
 """
 
 import contextlib
@@ -9,10 +11,39 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
-from nomic_jax.whole_file import whole_file
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes its place when the block ends without an error.
+
+    Until then a file that stood there keeps its place; after an error nothing is left.
+    """
+    partial = path.with_name(partial_name(path.name))
+    try:
+        with partial.open("wb") as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def partial_name(name: str) -> str:
+    """Return what a file is called while this process writes it: .NAME.HOST.ID.partial.
+
+    Processes of several machines may write in one folder.
+    """
+    return f".{name}.{host_name()}.{os.getpid()}.partial"
+
+
+def host_name() -> str:
+    """Return this machine's name, without dots."""
+    return socket.gethostname().replace(".", "-")
 
 
 def is_remote(url: str | Path) -> bool:
@@ -27,7 +58,7 @@ def local_path(url: str | Path) -> Path:
         ValueError: the place is a URL of another system.
     """
     if is_remote(url):
-        raise ValueError(f"{url} is no local path")
+        raise ValueError(f"{url} is not a local path")
     return Path(str(url).removeprefix("file://"))
 
 
@@ -168,7 +199,7 @@ def publish(finished: Path, url: str | Path) -> None:
     if finished.parent == place.parent:
         os.replace(finished, place)
         return
-    # Another file system may hold it: copied beside its place first.
+    # Another file system may hold it: copied next to its place first.
     with whole_file(place) as target, finished.open("rb") as file:
         shutil.copyfileobj(file, target)
     finished.unlink()
@@ -178,7 +209,7 @@ def local_copy(url: str | Path, *, checksum: str) -> Path:
     """Return a local file with a place's content, fetched once if it is remote.
 
     Copies are kept by checksum in `nomic_jax/files` under the user's cache folder
-    (`XDG_CACHE_HOME`), so equal files are fetched once and a changed one anew.
+    (`XDG_CACHE_HOME`), so equal files are fetched once and a changed one again.
 
     Args:
         url: the file; a local one is returned as it is.
@@ -211,7 +242,7 @@ def local_copy(url: str | Path, *, checksum: str) -> Path:
 def checksum_of(url: str | Path) -> str:
     """Return the BLAKE2b digest of a file, in 32 hex digits.
 
-    A remote one is read where it lies, not from a copy that was fetched before.
+    A remote one is read where it is, not from a copy that was fetched before.
     """
     if is_remote(url):
         filesystem, path = _remote(url)
@@ -256,3 +287,46 @@ def _remote(url: str | Path) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{url} cannot be reached: {reason}") from error
+
+
+@contextlib.contextmanager
+def written_here(place: str | Path, *, last: str) -> Iterator[Path]:
+    """Give a local folder to write; what it holds at the end goes to its place.
+
+    Args:
+        place: a local folder, which is given itself, or a URL.
+        last: the file whose presence says that the folder is complete; uploaded last.
+    """
+    if not is_remote(place):
+        yield local_path(place)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / name_of(place)
+        yield folder
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        for path in sorted(files, key=lambda path: path == folder / last):
+            publish(path, join(place, *path.relative_to(folder).parts))
+
+
+@contextlib.contextmanager
+def read_here(place: str | Path) -> Iterator[Path]:
+    """Give a local folder with a folder's files, for as long as it is needed.
+
+    Args:
+        place: a local folder, which is given itself, or a URL.
+    """
+    if not is_remote(place):
+        yield local_path(place)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / name_of(place)
+        _fetch(str(place), folder)
+        yield folder
+
+
+def _fetch(place: str, folder: Path) -> None:
+    folder.mkdir()
+    for name in sizes(place):
+        (folder / name).write_bytes(read_bytes(join(place, name)))
+    for name in folders(place):
+        _fetch(join(place, name), folder / name)

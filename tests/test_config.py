@@ -7,10 +7,16 @@ import jax
 import pytest
 from flax import nnx
 
-from nomic_jax.config import EmbeddingConfig, ModelConfig, padded_vocabulary
-from nomic_jax.fields import differing_fields, nearest
-from nomic_jax.model.head_models import make_model
-from nomic_jax.published import PUBLISHED, PUBLISHED_EMBEDDINGS
+from nomic_jax.config import (
+    PUBLISHED,
+    PUBLISHED_EMBEDDINGS,
+    EmbeddingConfig,
+    ModelConfig,
+    did_you_mean,
+    differing_fields,
+    padded_vocabulary,
+)
+from nomic_jax.model.heads import make_model
 from nomic_jax.training.optimizer import parameter_name
 
 V15 = PUBLISHED["nomic-embed-text-v1.5"]
@@ -220,10 +226,10 @@ def test_prompts_that_are_no_texts_by_task_are_refused(prompts):
 
 
 def test_nearest_names_the_likely_one_or_all():
-    assert nearest("clustring", ["clustering", "search_query"]) == (
+    assert did_you_mean("clustring", ["clustering", "search_query"]) == (
         "did you mean 'clustering'?"
     )
-    assert nearest("zzz", ["b", "a"]) == "known: a, b"
+    assert did_you_mean("zzz", ["b", "a"]) == "known: a, b"
 
 
 def test_differing_fields_looks_into_sections():

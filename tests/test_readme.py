@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from compilation import of_a_user
+from paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 FENCE = re.compile(r"(<!-- test command -->\n)?```(bash|python)\n(.*?)```", re.S)
 BLOCKS = FENCE.findall(README)
@@ -45,11 +45,10 @@ def write_small_model(name: str, folder: Path) -> None:
     """Stand in for a published model: its conventions and width, random weights."""
     from flax import nnx
 
-    from nomic_jax.checkpoints.folder import save_model
-    from nomic_jax.config import padded_vocabulary
-    from nomic_jax.model.head_models import make_model
-    from nomic_jax.published import PUBLISHED, PUBLISHED_EMBEDDINGS
-    from nomic_jax.tokenizer import TextTokenizer
+    from nomic_jax.checkpoints.model_folder import save_model
+    from nomic_jax.config import PUBLISHED, PUBLISHED_EMBEDDINGS, padded_vocabulary
+    from nomic_jax.data.tokenizer import TextTokenizer
+    from nomic_jax.model.heads import make_model
 
     tokenizer = TextTokenizer.train([README], vocab_size=500)
     config = dataclasses.replace(

@@ -1,7 +1,14 @@
-"""From what a user names, a folder or a hub id, to a folder."""
+"""Find a model: from a folder or a hub id to a folder, and a digest of its files.
 
+The digest changes when any file changes that is read from the folder.
+"""
+
+import hashlib
 import re
 from pathlib import Path
+
+from nomic_jax.checkpoints.reader import FINGERPRINT_FILE
+from nomic_jax.storage import checksum_of
 
 # Exactly what the reader, the tokenizer and `verify` look at, in a folder and in those
 # that the modules of sentence-transformers have of their own.
@@ -61,3 +68,24 @@ def resolve(source: str | Path, *, weights: bool = True) -> Path:
             f"{source} is not a folder here, and the hub did not give it: {why[0]}"
         ) from None
     return fetched
+
+
+def folder_digest(folder: Path) -> str:
+    """Digest the weights, configs and tokenizer of a folder, wherever it is.
+
+    Of what else is there, such as notes or `verify`'s texts, nothing is said.
+
+    Args:
+        folder: as `resolve` gives it.
+
+    Returns:
+        32 hex digits of BLAKE2b over the names and contents of the files.
+    """
+    patterns = (*FILES, *SAFETENSORS, *BIN)
+    files = {path for pattern in patterns for path in folder.glob(pattern)}
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(files):
+        if path.is_file() and path.name != FINGERPRINT_FILE:
+            name = path.relative_to(folder).as_posix()
+            digest.update(f"{name}\0{checksum_of(path)}\n".encode())
+    return digest.hexdigest()

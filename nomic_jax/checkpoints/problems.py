@@ -1,8 +1,14 @@
-"""Problems of a checkpoint, collected and told in one error, layers run together."""
+"""Problems of a checkpoint, collected and reported in one error, layers grouped.
+
+A JSON file of a folder is read here too, with a clear error where it is not an object.
+"""
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 _NUMBER = re.compile(r"(?:(?<=\blayers\.)|(?<=\blayer\.))\d+(?=\.)")
 
@@ -50,3 +56,42 @@ def ranges(numbers: Iterable[int]) -> str:
     parts = [f"{run[0]}..{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
     text = ",".join(parts)
     return text if text.isdigit() else "{" + text + "}"
+
+
+def read_folder_json(path: Path, *, module: str = "") -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: of the file.
+        module: the part of a model folder that the file's own folder is, if it is one.
+
+    Raises:
+        CheckpointError: there is no such file, or something else is in it.
+    """
+    if not path.is_file():
+        lacks = f"the model's {module} is missing or not whole"
+        why = lacks if module else "it is not a model folder"
+        raise CheckpointError(f"{path.parent} holds no {path.name}: {why}")
+    values = _parse(path)
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return values
+
+
+def read_json_list(path: Path) -> list[dict[str, Any]]:
+    """Read a file that holds a list of JSON objects.
+
+    Raises:
+        CheckpointError: something else is in it.
+    """
+    values = _parse(path)
+    if not isinstance(values, list) or not all(isinstance(v, dict) for v in values):
+        raise CheckpointError(f"{path} holds no list of JSON objects")
+    return values
+
+
+def _parse(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from None

@@ -1,1 +1,5 @@
-"""Making the training set better: which documents to set against a query."""
+"""Better training pairs: a consistency filter, and mined hard negatives."""
+
+from nomic_jax.lazy import offer
+
+__getattr__, __dir__, __all__ = offer(__name__, __file__)

@@ -13,14 +13,13 @@ import numpy as np
 from jaxtyping import Int32
 
 from nomic_jax.batch import MlmBatch, StepBatch, Tokens
-from nomic_jax.data.fitting import host_problems, store_problems
-from nomic_jax.data.schedule import Schedule
-from nomic_jax.store.store import Store
+from nomic_jax.data.schedule import Schedule, host_problems, store_problems
+from nomic_jax.data.store.store import Store
 
 # Whether the documents of a packed row see one another, as in the paper, or not.
 Documents = Literal["joined", "separate"]
 
-_MASKED, _RANDOM = 0.8, 0.9  # cumulated shares of the two corruptions
+_MASKED, _RANDOM = 0.8, 0.9  # cumulative shares of the two corruptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +137,7 @@ class MlmBatches:
             if not problems and found != self.row_length:
                 problems.append(
                     f"store {name!r} has rows of {found} tokens, row_length="
-                    f"{self.row_length} is asked for; prepare the text anew"
+                    f"{self.row_length} is asked for; prepare the text again"
                 )
         if problems:
             raise ValueError("; ".join(problems))

@@ -170,7 +170,7 @@ def pack_texts(
 def _dealt(
     texts_in: Int[np.ndarray, "used"], rows: int, parts: int
 ) -> Int[np.ndarray, "rows"]:
-    """Number rows anew: dealt out to the parts by their texts, to and fro."""
+    """Number rows again: dealt out to the parts by their texts, to and fro."""
     counts = np.zeros(rows, np.int64)
     counts[: len(texts_in)] = texts_in
     turn, seat = np.divmod(np.arange(rows), parts)

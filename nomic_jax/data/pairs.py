@@ -1,7 +1,7 @@
 """Contrastive batches: the pairs of a step out of a store, put into rows.
 
 Where each text goes follows from the lengths of all texts of the batch, which every
-host looks up; texts are read only for a host's own rows. Hard negatives are drawn anew
+host looks up; texts are read only for a host's own rows. Hard negatives are drawn again
 each time a query comes up, as the paper found best (arXiv:2402.01613, section 4.3).
 """
 
@@ -14,12 +14,16 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from nomic_jax.batch import PairBatch, StepBatch
-from nomic_jax.data.fitting import host_problems, store_problems
 from nomic_jax.data.packing import pack_texts
-from nomic_jax.data.permutation import hash32, round_keys
-from nomic_jax.data.schedule import Schedule
-from nomic_jax.sources.source import stable_hash
-from nomic_jax.store.store import Store
+from nomic_jax.data.schedule import (
+    Schedule,
+    hash32,
+    host_problems,
+    round_keys,
+    store_problems,
+)
+from nomic_jax.data.sources.source import stable_hash
+from nomic_jax.data.store.store import Store
 
 Negatives: TypeAlias = Literal["random", "first"]
 
@@ -40,7 +44,7 @@ class PairBatches:
     query_length: int  # tokens; longer queries are cut, keeping their closing token
     document_length: int
     num_negatives: int = 0  # hard negatives of each query
-    negatives: Negatives = "random"  # drawn anew each time, or the first ones
+    negatives: Negatives = "random"  # drawn again each time, or the first ones
     pad_id: int  # the id written where there is no token
     seed: int  # of the negatives
     parts: int = 1  # of the rows, one for each device that takes rows
@@ -120,7 +124,7 @@ class PairBatches:
             packed = plan.lay_out(texts, rows, pad_id=self.pad_id)
         except ValueError as error:
             raise ValueError(
-                f"store {source!r}, step {step}: {error}; the lengths beside its "
+                f"store {source!r}, step {step}: {error}; the lengths next to its "
                 "records are not theirs: prepare it again"
             ) from error
         slots, places = plan.places()

@@ -1,30 +1,118 @@
 """Which records make up the batch of a step: a pure function of the step number.
 
 Every batch comes from one source (Nomic Embed, arXiv:2402.01613, section 4.2). With
-W_k the cumulated and W the total shares of the sources, the first b blocks of T steps
+W_k the cumulative and W the total shares of the sources, the first b blocks of T steps
 hold
 
     C_k(b) = floor(b T W_k / W) - floor(b T W_(k-1) / W)
 
 batches of source k: whole numbers that add up to b T, never one away from its share.
+
+Records are taken in a seeded order that needs no table: a Feistel network (Luby and
+Rackoff 1988, doi:10.1137/0217022) over a rectangle of a rows and b columns that holds
+range(size). The two digits of an index are shifted in turn by a keyed hash of the
+other, which can be undone, so no two indices collide. What lands beyond `size` goes
+through again until it lands inside (Black and Rogaway 2002,
+doi:10.1007/3-540-45760-7_9).
+
+A config may list its sources by name, prefix and number of pairs (arXiv:2402.01613,
+Tables 3 and 7); stores that differ from the list are refused.
 """
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import math
-from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt64
 
-from nomic_jax.data.permutation import permute
-from nomic_jax.fields import nearest
-from nomic_jax.sources.source import stable_hash
+from nomic_jax.config import did_you_mean
+from nomic_jax.data.sources.source import stable_hash
+from nomic_jax.data.store.records import Kind
+from nomic_jax.data.store.store import Store
+
+LARGEST = 2**62  # of a size: its square root then fits the 32 bits of a digit
+ROUNDS = 8  # shifts of a digit; after 4, distances of neighbours are still uneven
+_MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_HALF = np.uint64(32)
+
+
+def permute(
+    index: Int64[np.ndarray, "n"], size: int, key: Sequence[int]
+) -> Int64[np.ndarray, "n"]:
+    """Say which record is at each place of a seeded order of `range(size)`.
+
+    Every place has a record of its own. The values are the same on every platform.
+
+    Args:
+        index: places, each in `range(size)`.
+        size: number of records.
+        key: integers that choose the order; (1,) and (1, 0) choose different ones.
+
+    Raises:
+        ValueError: the size is not in 1 ... 2**62, or a place is outside it.
+    """
+    if not 1 <= size <= LARGEST:
+        raise ValueError(f"size={size} is not in the range 1 to 2**62")
+    if index.size and not 0 <= index.min() <= index.max() < size:
+        raise ValueError(
+            f"places {index.min()} to {index.max()} are not all in range({size})"
+        )
+    rows = math.isqrt(size - 1) + 1
+    sides = (rows, -(-size // rows))
+    keys = round_keys(key, ROUNDS)
+    found = _shuffled(index.astype(np.uint64), sides, keys)
+    while len(outside := np.flatnonzero(found >= np.uint64(size))):
+        found[outside] = _shuffled(found[outside], sides, keys)
+    return found.astype(np.int64)
+
+
+def round_keys(key: Sequence[int], count: int) -> list[np.uint64]:
+    """Draw `count`, at most 8, numbers of 64 bits from a key of integers."""
+    # Each integer takes as many bytes as any other, so no two keys spell the same.
+    spelled = b"".join(int(part).to_bytes(16, "little", signed=True) for part in key)
+    digest = hashlib.blake2b(spelled, digest_size=8 * count).digest()
+    return list(np.frombuffer(digest, "<u8").astype(np.uint64))
+
+
+def hash32(
+    values: UInt64[np.ndarray, "*n"], key: np.uint64
+) -> UInt64[np.ndarray, "*n"]:
+    """Hash each number to 32 bits that look random, by SplitMix64's multipliers.
+
+    Steele et al. 2014 (doi:10.1145/2660193.2660195); the upper half of a product is
+    its better half, so nothing is left to do after the second.
+    """
+    first, second = _MULTIPLIERS
+    values = values ^ key
+    values *= first
+    values ^= values >> _HALF
+    values *= second
+    values >>= _HALF
+    return values
+
+
+def _shuffled(index: np.ndarray, sides: tuple[int, int], keys: Sequence[np.uint64]):
+    columns = np.uint64(sides[1])
+    high = index // columns
+    digits = [high, index - high * columns]
+    for number, key in enumerate(keys):
+        turned, side = number % 2, np.uint64(sides[number % 2])
+        # The hash as a fraction of 2**32, times the side.
+        shift = hash32(digits[1 - turned], key)
+        shift *= side
+        shift >>= _HALF
+        shift += digits[turned]
+        # Below the side, the difference wraps round to a huge number.
+        digits[turned] = np.minimum(shift, shift - side)
+    return digits[0] * columns + digits[1]
+
 
 Policy = Literal["proportional", "temperature", "weights", "round_robin"]
-
 BLOCK = 1024  # steps of a block, of the policies whose blocks are no epochs
 _WHOLE = 2**32  # shares are whole numbers of the largest one's 2**32-th parts
 
@@ -65,7 +153,7 @@ class Sampling:
 
 
 class Place(NamedTuple):
-    """Where a step stands in its source."""
+    """Where a step is in its source."""
 
     source: str
     epoch: int  # times the source has been gone through before
@@ -167,7 +255,7 @@ class Schedule:
 
     @functools.cached_property
     def _shares(self) -> tuple[int, ...]:
-        """Shares of the steps as whole numbers, cumulated: 0, W_1, ..., W."""
+        """Shares of the steps as whole numbers, cumulative: 0, W_1, ..., W."""
         shares = _weights(self)
         if self.sampling.policy != "proportional":
             largest = max(shares)
@@ -198,7 +286,7 @@ class Schedule:
         return source, before[source + 1] - before[source] + earlier
 
     def _given(self, blocks: int) -> list[int]:
-        """Count the batches of the first blocks by source, cumulated: 0, ..., all."""
+        """Count the batches of the first blocks by source, cumulative: 0, ..., all."""
         steps = blocks * self._block
         return [steps * share // self._shares[-1] for share in self._shares]
 
@@ -226,13 +314,135 @@ def _weights(schedule: Schedule) -> list[float]:
     for name in given:
         if name not in sizes:
             raise ValueError(
-                f"a weight is given for {name!r}, which is no source: "
-                f"{nearest(name, sizes)}"
+                f"a weight is given for {name!r}, which is not a source: "
+                f"{did_you_mean(name, sizes)}"
             )
     for name in sizes:
         if name not in given:
             raise ValueError(
                 f"source {name!r} has no weight; give it one, 0 to leave it out: "
-                f"{nearest(name, given)}"
+                f"{did_you_mean(name, given)}"
             )
     return [given[name] for name in sizes]
+
+
+def host_problems(host: int, hosts: int) -> list[str]:
+    """Say what is wrong with a host's number, which counts from 0."""
+    if 0 <= host < hosts:
+        return []
+    return [f"host={host} of hosts={hosts}: hosts are numbered from 0 to hosts - 1"]
+
+
+def store_problems(
+    stores: Mapping[str, Store], schedule: Schedule, kind: Kind
+) -> list[str]:
+    """Say which scheduled sources have no store, or one of other or fewer records."""
+    problems = []
+    for name, size in schedule.sizes:
+        if name not in stores:
+            problems.append(f"source {name!r} is scheduled and has no store")
+        elif (found := stores[name].manifest.kind) != kind:
+            problems.append(f"store {name!r} holds {found}, not {kind}; prepare {kind}")
+        elif len(stores[name]) < size:
+            problems.append(
+                f"source {name!r} is scheduled with {size} records, its store has only "
+                f"{len(stores[name])}"
+            )
+    return problems
+
+
+AnyStore = TypeVar("AnyStore", bound=Store)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairSourceConfig:
+    """A source of pairs, as a config lists it."""
+
+    name: str  # of its store
+    query_prefix: str  # that its store was prepared with: "search_query: "
+    document_prefix: str  # of its negatives too
+    pairs: int  # that are used: the first ones of its store, which may hold more
+
+    def __post_init__(self) -> None:
+        """Refuse a source of nothing.
+
+        Raises:
+            ValueError: with the number.
+        """
+        if self.pairs < 1:
+            raise ValueError(f"{self.name}: pairs={self.pairs} must be at least 1")
+
+
+def check_names(sources: Sequence[PairSourceConfig]) -> None:
+    """Refuse a list that names a source twice.
+
+    Raises:
+        ValueError: with the names.
+    """
+    names = [source.name for source in sources]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"sources are listed twice: {', '.join(twice)}")
+
+
+def listed_stores(
+    sources: Sequence[PairSourceConfig], stores: Mapping[str, AnyStore]
+) -> dict[str, AnyStore]:
+    """Return the stores in the order in which a config lists their sources.
+
+    Args:
+        sources: of the config; none: whatever the stores hold is taken, in their order.
+        stores: of pairs, by source.
+
+    Raises:
+        ValueError: a listed store is missing, one that is there is not listed, or one
+            has other prefixes or too few pairs; every problem is named.
+    """
+    if not sources:
+        return dict(stores)
+    listed = [source.name for source in sources]
+    problems = [
+        f"{name!r} has a store and is not listed: {did_you_mean(name, listed)}"
+        for name in stores
+        if name not in listed
+    ]
+    for source in sources:
+        if source.name in stores:
+            problems += _differences(source, stores[source.name])
+        else:
+            problems.append(f"{source.name!r} is listed and has no store")
+    if problems:
+        raise ValueError(
+            f"the stores are not the {len(sources)} sources that the config lists: "
+            f"{'; '.join(problems)}; prepare them as the config says, or list in it "
+            "what there is"
+        )
+    return {name: stores[name] for name in listed}
+
+
+def pairs_taken(
+    sources: Sequence[PairSourceConfig], stores: Mapping[str, Store]
+) -> dict[str, int]:
+    """Return how many records of each store are used, the first ones.
+
+    The published numbers are whole batches of each file of a source, so the files hold
+    some thousands more.
+    """
+    if sources:
+        return {source.name: source.pairs for source in sources}
+    return {name: len(store) for name, store in stores.items()}
+
+
+def _differences(source: PairSourceConfig, store: Store) -> list[str]:
+    """Say in what a store is not the source that is listed."""
+    rule = store.manifest.rule
+    found = [
+        f"{source.name!r} has {side}={rule.get(side)!r}, {getattr(source, side)!r} is "
+        "listed"
+        for side in ("query_prefix", "document_prefix")
+        if rule.get(side) != getattr(source, side)
+    ]
+    if len(store) < source.pairs:
+        found.append(
+            f"{source.name!r} has {len(store):,} pairs, {source.pairs:,} are listed"
+        )
+    return found

@@ -11,9 +11,14 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32, Int
 
-from nomic_jax.evaluation.extras import extra
-from nomic_jax.evaluation.judged import DEPTH, JudgedRetrieval, tie_order, without_own
-from nomic_jax.evaluation.metrics import ranking_metrics
+from nomic_jax.evaluation.kinds.retrieval import (
+    DEPTH,
+    JudgedRetrieval,
+    ranking_metrics,
+    tie_order,
+    without_own,
+)
+from nomic_jax.evaluation.records import extra
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,18 +1,22 @@
-"""Records of the files an evaluation reads, each with the place its errors begin with.
+"""Files that an evaluation reads, with file and line for every error.
 
 A file is JSON Lines, plain or gzip, or Parquet. A folder's `task.json` holds what is
-particular to its task.
+particular to its task. The libraries of the `eval` extra are imported when a
+measurement asks for them.
 """
 
+import dataclasses
+import importlib
 import re
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from types import ModuleType
 from typing import Any
 
-from nomic_jax.fields import nearest
-from nomic_jax.sources.jsonl import parse_object
-from nomic_jax.sources.lines import read_lines
-from nomic_jax.sources.parquet import ParquetRows
-from nomic_jax.sources.source import Row, kind_of, source_name, text_of
+from nomic_jax.config import did_you_mean
+from nomic_jax.data.sources.jsonl import parse_object
+from nomic_jax.data.sources.lines import read_lines
+from nomic_jax.data.sources.source import Row, kind_of, source_name, text_of
+from nomic_jax.data.sources.tables import ParquetRows
 from nomic_jax.storage import exists, join, read_json
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
@@ -75,7 +79,7 @@ def file_in(folder: str, name: str, needed: str) -> str:
     """Return the place of a folder's file, whichever known ending it has.
 
     Args:
-        folder: where it lies.
+        folder: where it is.
         name: without the ending.
         needed: what the folder has to hold, to end an error with.
 
@@ -167,7 +171,9 @@ def read_settings(folder: str, known: Mapping[str, object]) -> dict[str, Any]:
         raise ValueError(f"{place} holds {kind_of(given)}; an object is needed")
     for name, value in given.items():
         if name not in known:
-            raise ValueError(f"{place}: unknown field {name!r}: {nearest(name, known)}")
+            raise ValueError(
+                f"{place}: unknown field {name!r}: {did_you_mean(name, known)}"
+            )
         if type(value) is not type(known[name]):
             needed = kind_of(known[name])
             raise ValueError(f"{place}: {name} is {kind_of(value)}; {needed} is needed")
@@ -189,6 +195,42 @@ def at_least_two_classes(labels: Sequence[str], place: str) -> None:
 
 def _value(row: Row, column: str, place: str) -> Any:
     if column not in row:
-        hint = nearest(column, row) if row else "the row is empty"
+        hint = did_you_mean(column, row) if row else "the row is empty"
         raise ValueError(f"{place}: no column {column!r}; {hint}")
     return row[column]
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """Texts that are embedded alike."""
+
+    texts: Sequence[str]
+    prompt: str  # name of a task's prompt in Nomic's models
+    calibrates: bool = True  # its embeddings give the ranges of int8 codes
+    # MTEB's type and role, as `Reranking-query`: a model may have a prompt of its own
+    task_type: str | None = None
+
+    @property
+    def prompt_name(self) -> str:
+        """Its prompt's name among those that `prompts.completed` returns."""
+        return self.task_type or self.prompt
+
+
+def numbered(texts: Iterable[str]) -> Mapping[str, int]:
+    """Number texts by first appearance, so that equal ones are embedded once."""
+    return {text: number for number, text in enumerate(dict.fromkeys(texts))}
+
+
+def extra(name: str) -> ModuleType:
+    """Import a library that only evaluation needs.
+
+    Raises:
+        ValueError: it is not installed; the line says how to install it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"this evaluation needs {error.name}, which is not installed; "
+            'run pip install "nomic-jax[eval]"'
+        ) from error

@@ -4,15 +4,21 @@
     post-norm, each layer:   h = LN(h + attention(h));  h = LN(h + mlp(h))
     pre-norm, each layer:    h = h + attention(LN(h));  h = h + mlp(LN(h));  h = LN(h)
 
-NomicBERT has rotary positions and SwiGLU (Nussbaum et al. 2024, arXiv:2402.01613,
+NomicBERT has rotary embeddings and SwiGLU (Nussbaum et al. 2024, arXiv:2402.01613,
 section 3), or GELU and a mixture of experts in every second layer (arXiv:2502.07972).
 BERT and XLM-R have absolute positions and GELU (Devlin et al. 2018, arXiv:1810.04805).
-ModernBERT is pre-norm, with GeGLU and local layers (Warner et al. 2024,
-arXiv:2412.13663). How their layers are stacked and scanned is told in `layers`.
+ModernBERT is pre-norm (Xiong et al. 2020, arXiv:2002.04745), with GeGLU and local
+layers (Warner et al. 2024, arXiv:2412.13663).
+
+Layers of one kind are stacked and scanned, one array per kind of parameter. Where kinds
+alternate, a group of them is scanned: a layer with one MLP and a layer with experts;
+or, in ModernBERT (arXiv:2412.13663, section 2.1), local layers and a global one, after
+a first layer that has no norm before its attention.
 """
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -20,17 +26,196 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
-from nomic_jax.batch import Tokens, as_pytree, positions_and_lengths
+from nomic_jax.batch import FIXED, Tokens, as_pytree, positions_and_lengths
 from nomic_jax.config import ModelConfig
-from nomic_jax.model.attention_backend import AttentionBackend, Platform, Setting
-from nomic_jax.model.block import Block, Context, Seen, drop, layer_norm, split
-from nomic_jax.model.layers import DENSE, SPARSE, layer_places
-from nomic_jax.model.linear import PRODUCT
-from nomic_jax.model.rope import check_length, rotations
-from nomic_jax.model.routing import RoutingSums
+from nomic_jax.model.attention.backends import (
+    AttentionBackend,
+    AttentionSpec,
+    Platform,
+    Setting,
+    check_backend,
+    describe_backend,
+)
+from nomic_jax.model.attention.layer import ANY_TEXTS, Attention
+from nomic_jax.model.layers import PRODUCT, Mlp
+from nomic_jax.model.moe import MixtureOfExperts, RoutingSums
+from nomic_jax.model.rope import RotaryTable, check_length, rotary_table
+
+DENSE, SPARSE = "dense", "sparse"  # layers with one MLP, and with experts
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPlace:
+    """Layers whose parameters are kept under one path of the encoder."""
+
+    path: str
+    layers: tuple[int, ...]  # which they are, in order
+    stacked: bool = True  # on a leading axis; else it is one layer
+    sparse: bool = False  # experts instead of one MLP
+    local: bool = False  # attention within a window
+    attention_norm: bool = True
+
+
+def layer_places(config: ModelConfig) -> tuple[LayerPlace, ...]:
+    """Return the places of all layers, those of one group side by side."""
+    total, every = config.num_layers, config.global_every
+    if config.num_experts:
+        return (
+            LayerPlace(f"blocks.{DENSE}", tuple(range(0, total, 2))),
+            LayerPlace(f"blocks.{SPARSE}", tuple(range(1, total, 2)), sparse=True),
+        )
+    if not config.pre_norm and every == 1:
+        return (LayerPlace("blocks", tuple(range(total))),)
+    groups = (total - 1) // every
+    end = 1 + groups * every
+
+    def place(path: str, *layers: int, stacked: bool) -> LayerPlace:
+        local = bool(layers[0] % every)
+        return LayerPlace(path, layers, stacked=stacked, local=local)
+
+    return (
+        LayerPlace("first", (0,), stacked=False, attention_norm=not config.pre_norm),
+        *(
+            place(f"blocks.{i}", *range(1 + i, end, every), stacked=True)
+            for i in range(every if groups else 0)
+        ),
+        *(
+            place(f"rest.{i}", layer, stacked=False)
+            for i, layer in enumerate(range(end, total))
+        ),
+    )
+
+
+@as_pytree
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a layer is told of its tokens."""
+
+    segment_ids: Int[Array, "B S"]
+    counted: Bool[Array, "B S"] | None  # tokens that routing sums count; None: all
+    rotary: RotaryTable | None  # of global layers; None: positions are absolute
+    local_rotary: RotaryTable | None  # of local layers, where there are any
+    dropout_keys: Key[Array, "B S"] | None  # None: dropout is off
+    setting: Setting = dataclasses.field(default=ANY_TEXTS, metadata=FIXED)
+
+
+@as_pytree
+@dataclasses.dataclass(frozen=True)
+class LayerIntermediates:
+    """What a layer, or several, did on the way, as far as it was asked for."""
+
+    routing: RoutingSums | None = None  # of layers with experts
+    state: Float[Array, "*layers B S D"] | None = None  # what a layer left
+    attention: Float32[Array, "*layers B H S S"] | None = None
+
+
+def layer_norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """A layer norm in float32, with the two-pass variance that PyTorch computes."""
+    return nnx.LayerNorm(
+        config.width,
+        epsilon=config.layer_norm_epsilon,
+        use_bias=config.norm_bias,
+        use_fast_variance=False,
+        dtype=jnp.float32,
+        rngs=rngs,
+    )
+
+
+class Block(nnx.Module):
+    """One layer."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        place: LayerPlace,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        """Draw fresh weights of a layer of the kind that a place holds."""
+        mlp = MixtureOfExperts if place.sparse else Mlp
+        self.attention = Attention(config, local=place.local, dtype=dtype, rngs=rngs)
+        self.attention_norm = layer_norm(config, rngs) if place.attention_norm else None
+        self.mlp = mlp(config, dtype=dtype, rngs=rngs)
+        self.mlp_norm = layer_norm(config, rngs)
+        self.dropout = config.expert_dropout if place.sparse else config.dropout
+        self.local, self.pre_norm = place.local, config.pre_norm
+
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        context: Context,
+        number: int | Int[Array, ""],
+        *,
+        state: bool = False,
+        attention: bool = False,
+    ) -> tuple[Float[Array, "B S D"], LayerIntermediates]:
+        """Apply the layer.
+
+        Args:
+            x: the residual stream.
+            context: of its tokens.
+            number: of the layer, which sets its dropout apart.
+            state: see what the layer leaves.
+            attention: see how much tokens look at one another.
+        """
+        keys = context.dropout_keys
+        for_attention, for_mlp = split(None if keys is None else fold(keys, number), 2)
+        rotary = context.local_rotary if self.local else context.rotary
+        mixed, looks = self.attention(
+            self._before(x, self.attention_norm),
+            context.segment_ids,
+            rotary,
+            setting=context.setting,
+            weights=attention,
+        )
+        x = self._after(x, mixed, self.attention_norm, for_attention)
+        mixed, routing = self._mlp(self._before(x, self.mlp_norm), context.counted)
+        x = self._after(x, mixed, self.mlp_norm, for_mlp)
+        return x, LayerIntermediates(routing, x if state else None, looks)
+
+    def _mlp(self, x, counted):
+        if isinstance(self.mlp, MixtureOfExperts):
+            return self.mlp(x, counted)
+        return self.mlp(x), None
+
+    def _before(self, x, norm):
+        """Norm what a branch starts from, in a pre-norm layer that has the norm."""
+        return norm(x).astype(x.dtype) if self.pre_norm and norm is not None else x
+
+    def _after(self, x, mixed, norm, keys):
+        """Add what a branch made; norm the sum in a post-norm layer."""
+        x = x + drop(mixed, self.dropout, keys)
+        return x if self.pre_norm else norm(x).astype(x.dtype)
+
+
+def drop(
+    x: Float[Array, "B S D"], rate: float, keys: Key[Array, "B S"] | None
+) -> Float[Array, "B S D"]:
+    """Zero a share `rate` of each token by its own key; scale up what stays."""
+    if keys is None or rate == 0:
+        return x
+    width = x.shape[2:]
+    draw = jax.vmap(jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, width)))
+    keep = draw(keys)
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
+def split(
+    keys: Key[Array, "B S"] | None, count: int
+) -> tuple[Key[Array, "B S"] | None, ...]:
+    """Make `count` sets of the tokens' keys from one, or as many Nones."""
+    if keys is None:
+        return (None,) * count
+    return tuple(fold(keys, number) for number in range(count))
+
+
+def fold(keys: Key[Array, "B S"], number: int | Int[Array, ""]) -> Key[Array, "B S"]:
+    """Fold a number into the key of each token."""
+    return jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, number)))(keys)
+
 
 FLOAT32 = jnp.dtype("float32")
-
 # What a layer keeps for its backward pass: all it computed, the results of its products
 # with weights, or its input alone.
 Remat = Literal["none", "dots", "full"]
@@ -157,8 +342,8 @@ class NomicBert(nnx.Module):
         context = Context(
             segment_ids,
             jnp.asarray(tokens.mask) if counted is None else counted,
-            rotations(config, segment_ids) if rotary else None,
-            rotations(config, segment_ids, local=True) if local else None,
+            rotary_table(config, segment_ids) if rotary else None,
+            rotary_table(config, segment_ids, local=True) if local else None,
             within,
             Setting(backend=self.backend, platform=self.platform, texts=tokens.texts),
         )
@@ -242,16 +427,56 @@ def _members(group) -> list[Block]:
     return [group[DENSE], group[SPARSE]] if isinstance(group, nnx.Dict) else [*group]
 
 
-def _stacked(seen: list[Seen]) -> Seen:
+def _stacked(seen: list[LayerIntermediates]) -> LayerIntermediates:
     """Put what a group's layers did on a leading axis; routing is of some of them."""
 
     def stacked(kind):
         values = [getattr(one, kind) for one in seen if getattr(one, kind) is not None]
         return jax.tree.map(lambda *each: jnp.stack(each), *values) if values else None
 
-    return Seen(stacked("routing"), stacked("state"), stacked("attention"))
+    return LayerIntermediates(
+        stacked("routing"), stacked("state"), stacked("attention")
+    )
 
 
 def _without_groups(array):
     """Join the axis of groups and that of a group's layers."""
     return array.reshape(-1, *array.shape[2:])
+
+
+def set_attention(
+    encoder: NomicBert,
+    backend: AttentionBackend,
+    *,
+    rows: Sequence[tuple[int, int | None]],
+    devices: int,
+) -> str:
+    """Set what computes an encoder's attention, and return what that comes to.
+
+    Args:
+        encoder: whose attention it is.
+        backend: a name, or `auto`.
+        rows: columns of those that will come up, ascending, and the most texts that
+            each holds; None: any number.
+        devices: that compute a batch together.
+
+    Raises:
+        ValueError: there is no such backend, or it cannot compute such rows.
+    """
+    check_backend(backend)
+    config, local = encoder.config, encoder.config.local_window
+    cases = [
+        AttentionSpec.of(
+            Setting(backend=backend, platform=encoder.platform, texts=texts),
+            str(encoder.dtype),
+            head_width=config.head_width,
+            length=length,
+            window=window,
+            devices=devices,
+        )
+        for window in ((None,) if local is None else (None, local))
+        for length, texts in rows
+    ]
+    said = describe_backend(backend, cases)
+    encoder.backend = backend
+    return said

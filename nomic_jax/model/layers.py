@@ -1,55 +1,106 @@
-"""Which layers an encoder has, and where the parameters of each are kept.
+"""A linear layer over tokens, and the feed-forward layer: gated or plain.
 
-Layers of one kind are stacked and scanned, one array per kind of parameter. Where kinds
-alternate, a group of them is what is scanned: a layer with one MLP and a layer with
-experts; or, in ModernBERT (Warner et al. 2024, arXiv:2412.13663, section 2.1), local
-layers and a global one, after a first layer that has no norm before its attention.
+    swiglu: down(up(x) * silu(gate(x)))        gelu: down(gelu(up(x)))
+    geglu:  down(up(x) * gelu(gate(x)))
+
+SwiGLU and GeGLU: Shazeer 2020 (arXiv:2002.05202), section 2. GELU is exact, by the
+error function (Hendrycks and Gimpel 2016, arXiv:1606.08415). In NomicBERT's published
+tensors `fc11` is `up` and `fc12`, the branch that gets the SiLU, is `gate`; `fc2` is
+`down`. In ModernBERT's, `Wi` holds `gate` above `up`, and `Wo` is `down`.
+
+Linear layers are one two-dimensional matmul: XLA on CPU takes twice as long over a
+weight's gradient when it contracts rows and columns as two axes.
 """
 
-import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
 
 from nomic_jax.config import ModelConfig
 
-DENSE, SPARSE = "dense", "sparse"  # layers with one MLP, and with experts
+# Names what tokens and weights make. Scores of attention have no part in it: they grow
+# with the square of a row's length, and are cheap to redo.
+PRODUCT = "product"
 
 
-@dataclasses.dataclass(frozen=True)
-class LayerPlace:
-    """Layers whose parameters are kept under one path of the encoder."""
+class Linear(nnx.Module):
+    """A kernel of shape `inputs + outputs`, from N(0, deviation), and maybe a bias."""
 
-    path: str
-    layers: tuple[int, ...]  # which they are, in order
-    stacked: bool = True  # on a leading axis; else it is one layer
-    sparse: bool = False  # experts instead of one MLP
-    local: bool = False  # attention within a window
-    attention_norm: bool = True
+    def __init__(
+        self,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        *,
+        deviation: float,
+        bias: bool,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        """Draw a fresh kernel; `dtype` is what the product runs in. A bias is zero."""
+        draw = nnx.initializers.normal(deviation)
+        self.kernel = nnx.Param(draw(rngs.params(), inputs + outputs))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+        self.num_inputs = len(inputs)
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Contract the last axes of `x`, the inputs, with the kernel's first."""
+        x = project(x.astype(self.dtype), self.kernel[...], self.num_inputs)
+        return x if self.bias is None else with_bias(x, self.bias[...])
 
 
-def layer_places(config: ModelConfig) -> tuple[LayerPlace, ...]:
-    """Return the places of all layers, those of one group side by side."""
-    total, every = config.num_layers, config.global_every
-    if config.num_experts:
-        return (
-            LayerPlace(f"blocks.{DENSE}", tuple(range(0, total, 2))),
-            LayerPlace(f"blocks.{SPARSE}", tuple(range(1, total, 2)), sparse=True),
-        )
-    if not config.pre_norm and every == 1:
-        return (LayerPlace("blocks", tuple(range(total))),)
-    groups = (total - 1) // every
-    end = 1 + groups * every
+def project(
+    x: Float[Array, "..."], kernel: Float[Array, "..."], num_inputs: int = 1
+) -> Float[Array, "..."]:
+    """Contract the last axes of `x`, `num_inputs` of them, with the kernel's first.
 
-    def place(path: str, *layers: int, stacked: bool) -> LayerPlace:
-        local = bool(layers[0] % every)
-        return LayerPlace(path, layers, stacked=stacked, local=local)
+    The result has a name, by which rematerialisation may keep it.
+    """
+    width = math.prod(kernel.shape[:num_inputs])
+    matrix = kernel.astype(x.dtype).reshape(width, -1)
+    tokens, outputs = x.shape[: x.ndim - num_inputs], kernel.shape[num_inputs:]
+    product = checkpoint_name(x.reshape(-1, width) @ matrix, PRODUCT)
+    return product.reshape(*tokens, *outputs)
 
-    return (
-        LayerPlace("first", (0,), stacked=False, attention_norm=not config.pre_norm),
-        *(
-            place(f"blocks.{i}", *range(1 + i, end, every), stacked=True)
-            for i in range(every if groups else 0)
-        ),
-        *(
-            place(f"rest.{i}", layer, stacked=False)
-            for i, layer in enumerate(range(end, total))
-        ),
-    )
+
+def with_bias(x: Float[Array, "..."], bias: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Add a bias to the last axes of every token, in the type of the product."""
+    return x + jnp.broadcast_to(bias.astype(x.dtype), x.shape)
+
+
+def output_deviation(config: ModelConfig) -> float:
+    """Return the deviation of fresh weights that write into the residual stream."""
+    branches = 2 * config.num_layers if config.pre_norm else 1
+    return config.initializer_range / math.sqrt(branches)
+
+
+class Mlp(nnx.Module):
+    """Two matmuls and an activation between them, or three where it is gated."""
+
+    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        """Draw fresh weights; see `Attention` for their deviations."""
+        width, inner = (config.width,), (config.mlp_width,)
+        linear = functools.partial(Linear, bias=config.bias, dtype=dtype, rngs=rngs)
+        into = functools.partial(linear, width, inner)
+        gated = config.activation != "gelu"
+        self.up = into(deviation=config.initializer_range)
+        self.gate = into(deviation=config.initializer_range) if gated else None
+        self.down = linear(inner, width, deviation=output_deviation(config))
+        self.activation = config.activation
+
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        """Apply the layer to each token."""
+        if self.gate is None:
+            return self.down(gelu(self.up(x)))
+        activate = jax.nn.silu if self.activation == "swiglu" else gelu
+        return self.down(self.up(x) * activate(self.gate(x)))
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Apply the exact GELU, by the error function."""
+    return jax.nn.gelu(x, approximate=False)

@@ -1,12 +1,19 @@
-"""From hidden states to the embedding: pool, cut to a dimension, normalise.
+"""From hidden states to the embedding: pool, project, cut to a dimension, normalise.
 
 Matryoshka embeddings (Kusupati et al. 2022, arXiv:2205.13147) are prefixes. v1 and v2
 slice the pooled vector and normalise; v1.5 first applies a layer norm without
-parameters over the full width.
+parameters over the full width. Some published models have a dense layer after pooling,
+Sentence-BERT's module `Dense` (Reimers and Gurevych 2019, arXiv:1908.10084):
+
+    embedding = tanh(pooled @ kernel + bias)        or without the tanh
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32
 
 from nomic_jax.batch import PackedTexts
@@ -94,3 +101,35 @@ def embed_packed(
 def matryoshka(x: Float[Array, "*rows D"], dim: int) -> Float[Array, "*rows E"]:
     """Cut full-width vectors to their first `dim` entries and scale to unit length."""
     return normalize(x[..., :dim])
+
+
+ProjectionActivation = Literal["identity", "tanh"]
+
+
+class Projection(nnx.Module):
+    """A matrix, maybe a bias, and an activation; float32."""
+
+    def __init__(
+        self,
+        kernel: Float[Array | np.ndarray, "D E"],
+        bias: Float[Array | np.ndarray, "E"] | None,
+        *,
+        activation: ProjectionActivation,
+    ):
+        """Take the weights as they are."""
+        self.kernel = nnx.Param(jnp.asarray(kernel, jnp.float32))
+        self.bias = None if bias is None else nnx.Param(jnp.asarray(bias, jnp.float32))
+        self.activation = activation
+
+    @property
+    def width(self) -> int:
+        """The dimensions of what it gives."""
+        return self.kernel.shape[1]
+
+    def __call__(self, pooled: Float32[Array, "*rows D"]) -> Float32[Array, "*rows E"]:
+        """Project each vector."""
+        exact = jax.lax.Precision.HIGHEST  # accelerators would round to bfloat16
+        out = jnp.matmul(pooled, self.kernel[...], precision=exact)
+        if self.bias is not None:
+            out += jnp.broadcast_to(self.bias[...], out.shape)
+        return jnp.tanh(out) if self.activation == "tanh" else out

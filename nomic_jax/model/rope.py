@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Float32, Int
 from nomic_jax.batch import positions_and_lengths
 from nomic_jax.config import ModelConfig
 
-# Cosines and sines by which each token turns, each [B S half].
-Turns: TypeAlias = tuple[Float32[Array, "B S half"], Float32[Array, "B S half"]]
+# Cosines and sines by which each token rotary, each [B S half].
+RotaryTable: TypeAlias = tuple[Float32[Array, "B S half"], Float32[Array, "B S half"]]
 
 
 def inverse_frequencies(
@@ -47,9 +47,9 @@ def inverse_frequencies(
     return single(1) / (bases.astype(double)[:, None] ** exponents).astype(single)
 
 
-def rotations(
+def rotary_table(
     config: ModelConfig, segment_ids: Int[Array, "B S"], *, local: bool = False
-) -> Turns:
+) -> RotaryTable:
     """Return the cosines and sines by which each token's query and key turn.
 
     They depend on the token's place in its own text and on that text's own length;

@@ -1,7 +1,7 @@
 """Balancing a mixture of experts in training: its loss, and what is logged of it.
 
 The loss is that of Fedus et al. 2021, Switch Transformer (arXiv:2101.03961), section
-2.2; see `nomic_jax.model.routing`.
+2.2; see `nomic_jax.model.moe`.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float, Float32, Key
 
 from nomic_jax.batch import Tokens
 from nomic_jax.config import ModelConfig
+from nomic_jax.distributed.mesh import MeshConfig
 from nomic_jax.model.encoder import NomicBert
-from nomic_jax.model.routing import RoutingSums, expert_shares, load_balancing_loss
-from nomic_jax.sharding import MeshConfig
+from nomic_jax.model.moe import RoutingSums, expert_shares, load_balancing_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

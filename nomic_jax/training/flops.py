@@ -15,10 +15,10 @@ import numpy as np
 
 from nomic_jax.batch import PADDING, MlmBatch, PairBatch, TaskBatch
 from nomic_jax.config import ModelConfig
-from nomic_jax.model.layers import layer_places
+from nomic_jax.model.encoder import layer_places
 
 # Dense bfloat16 FLOP/s of what JAX calls one device, by the beginning of its kind; the
-# makers' data sheets. A TPU7x chip of 2,307 TFLOP/s is two devices.
+# vendors' data sheets. A TPU7x chip of 2,307 TFLOP/s is two devices.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,

@@ -1,30 +1,184 @@
 """The loop: batches in, steps dispatched, metrics out, checkpoints on the way.
 
 The host reads the metrics of earlier steps only after it has dispatched the next one,
-so the device never waits for it. Batches are made ahead; how long the loop waited for
-them all the same is in every line of metrics.
+so the device never waits for it. Batches are prefetched by Grain; how long the loop
+waited for them all the same is in every line of metrics. Which batch comes next follows
+from the step number alone, so no state of the input is ever saved, and threads and
+worker processes give the same batches.
+
+After SIGTERM or SIGINT all hosts stop after the same step. A `jax.profiler` trace of
+some steps may be written into the run folder; TensorBoard's profile plugin, XProf and
+Perfetto read it.
 """
 
 import contextlib
 import dataclasses
+import itertools
+import os
+import shutil
+import signal
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Generator, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
 from nomic_jax.batch import StepBatch
-from nomic_jax.data.feed import feed
-from nomic_jax.fields import nearest
-from nomic_jax.storage import join
-from nomic_jax.training.checkpoints import Checkpoints
-from nomic_jax.training.finite import SkipLimit
-from nomic_jax.training.interruption import Interruption
-from nomic_jax.training.profile import Trace
-from nomic_jax.training.run_folder import MetricsFile, RunFolder
+from nomic_jax.config import did_you_mean
+from nomic_jax.storage import is_remote, join, local_path, publish
+from nomic_jax.training.metrics import (
+    FlopsPerToken,
+    MetricsFile,
+    MetricsLogger,
+    SkipLimit,
+    open_trackers,
+    progress_bar,
+)
+from nomic_jax.training.run_checkpoints import Checkpoints
+from nomic_jax.training.run_folder import RunFolder
 from nomic_jax.training.steps import Metrics, TrainState
-from nomic_jax.training.trackers import open_trackers
-from nomic_jax.training.watch import FlopsPerToken, Watch, progress_bar
+
+THREADS = 2  # where no worker processes are asked for
+AHEAD = 8  # batches kept ready, of each worker
+
+
+@contextlib.contextmanager
+def feed(
+    batch_at: Callable[[int], StepBatch], start: int, stop: int, *, workers: int = 0
+) -> Generator[Iterator[tuple[int, StepBatch]]]:
+    """Give an iterator over (step, batch); what makes batches ends with the block.
+
+    Args:
+        batch_at: the batch of a step, a pure function; for worker processes it must be
+            one that can be pickled.
+        start: the first step.
+        stop: the step after the last.
+        workers: processes that make batches; 0: threads of this process.
+    """
+    if start >= stop:
+        yield iter(())
+        return
+    import grain
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        # Grain 0.2.18 reads a flag of its own when it starts processes, and absl
+        # refuses that in a program that does not parse its command line with absl.
+        flags.FLAGS.mark_as_parsed()
+    options = grain.ReadOptions(
+        num_threads=1 if workers else THREADS, prefetch_buffer_size=AHEAD
+    )
+    steps = grain.MapDataset.range(start, stop).map(_Numbered(batch_at))
+    processes = grain.MultiprocessingOptions(
+        num_workers=workers, per_worker_buffer_size=AHEAD
+    )
+    batches = iter(steps.to_iter_dataset(options).mp_prefetch(processes))
+    try:
+        yield batches
+    finally:
+        batches.close()
+
+
+class _Numbered:
+    """The batch of a step with its number; a class, as workers get it pickled."""
+
+    def __init__(self, batch_at: Callable[[int], StepBatch]):
+        self.batch_at = batch_at
+
+    def __call__(self, step: int) -> tuple[int, StepBatch]:
+        return int(step), self.batch_at(int(step))
+
+
+# Steps of this process, of all its stages: JAX agrees on one that is yet to come, so
+# that a signal between two stages stops the next one after its first step.
+_steps = itertools.count(1)
+
+
+class Interruption:
+    """Notes a signal, so that the loop can end between two steps.
+
+    With several hosts, whichever gets SIGTERM, all stop after the same step. JAX's
+    preemption service agrees on it in the background, with no collective in the steps:
+    each host says once a step how far it is, and the first step that none has begun is
+    taken. That service listens to SIGTERM itself, so a handler here would silence it.
+    """
+
+    def __init__(self):
+        """Prepare for one host or several, as `jax.distributed` was started."""
+        self.shared = jax.process_count() > 1
+        self.by: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        """Begin to listen."""
+        numbers = (signal.SIGINT,) if self.shared else (signal.SIGTERM, signal.SIGINT)
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def _note(self, number: int, _frame: object) -> None:
+        self.by = number
+        if number == signal.SIGINT:  # whoever presses Ctrl-C again will not wait
+            signal.signal(number, self._before[number])
+            if self.shared:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def asked(self) -> bool:
+        """Say whether to stop after this step; to be asked once after each."""
+        if self.shared:
+            from jax.experimental import multihost_utils
+
+            return multihost_utils.reached_preemption_sync_point(next(_steps))
+        return self.by is not None
+
+    def __exit__(self, *_: object) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class Trace:
+    """Traces the steps `first`, ..., `first + steps - 1`, counted from 1."""
+
+    def __init__(self, folder: str, *, first: int, steps: int):
+        """Trace into a folder or URL; with `first` 0, nothing."""
+        self.folder, self.first, self.last = folder, first, first + steps - 1
+        self._local: Path | None = None  # while a trace runs
+
+    def __enter__(self) -> "Trace":
+        """Return itself."""
+        return self
+
+    def before(self, step: int) -> None:
+        """Begin if this step is the first one."""
+        if step == self.first:
+            remote = is_remote(self.folder)
+            self._local = (
+                Path(tempfile.mkdtemp()) if remote else local_path(self.folder)
+            )
+            jax.profiler.start_trace(self._local)
+
+    def after(self, step: int, results: Any) -> None:
+        """End if this step was the last one, once the devices have finished it."""
+        if self._local is not None and step == self.last:
+            jax.block_until_ready(results)
+            self._stop()
+
+    def __exit__(self, *_: object) -> None:
+        """End a trace that the end of the run cut short."""
+        if self._local is not None:
+            self._stop()
+
+    def _stop(self) -> None:
+        assert self._local is not None
+        local, self._local = self._local, None
+        jax.profiler.stop_trace()
+        if is_remote(self.folder):
+            for file in [path for path in local.rglob("*") if path.is_file()]:
+                publish(file, join(self.folder, *file.relative_to(local).parts))
+            shutil.rmtree(local)
+
 
 INTERRUPTED = 75  # exit status of a run that saved its state on a signal
 EVALUATION = "evaluation/"  # what the names of its metrics begin with
@@ -166,7 +320,7 @@ def train(
         batches = stack.enter_context(
             feed(batch_at, start, config.steps, workers=config.workers)
         )
-        watch = Watch(
+        watch = MetricsLogger(
             progress,
             file,
             trackers,
@@ -232,4 +386,4 @@ def _check_best(
     if not best or best in line or (best.startswith(EVALUATION) and not measured):
         return
     known = [key for key, value in line.items() if isinstance(value, int | float)]
-    raise ValueError(f"best={best!r} is no metric: {nearest(best, known)}")
+    raise ValueError(f"best={best!r} is not a metric: {did_you_mean(best, known)}")

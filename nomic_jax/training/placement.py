@@ -1,6 +1,7 @@
-"""Where a stage trains: its mesh, and how many rows a device takes at once."""
+"""Where and how a stage trains: its mesh, its microbatches, its attention backend."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any, TypeVar, get_args
 
@@ -8,13 +9,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from nomic_jax.model.encoder import Remat
-from nomic_jax.sharding import MeshConfig, make_mesh, row_parts
-from nomic_jax.sharding_rules import shardings
+from nomic_jax.distributed.mesh import MeshConfig, make_mesh, row_parts, shardings
+from nomic_jax.model.attention.backends import AttentionBackend, check_backend
+from nomic_jax.model.encoder import NomicBert, Remat, set_attention
 from nomic_jax.training.optimizer import parameter_name
 
 Tree = TypeVar("Tree")
-
 # On two cores, 614 masked tokens in 784 slots, of width 768, took 0.98 of the processor
 # time of all logits at once, and 1,229 in 1,888, of width 192, 0.78 of it; in blocks of
 # 256 it was 1.08 and 0.74, of 512 1.35 and 0.85.
@@ -33,7 +33,7 @@ class MemoryConfig:
     budget: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a number of tokens that holds none, and a budget beside it.
+        """Refuse a number of tokens that holds none, and a budget next to it.
 
         Raises:
             ValueError: with the number.
@@ -143,7 +143,7 @@ def place_state(state: Tree, mesh: Mesh | None) -> Tree:
 
 
 def keep_placed(state: Tree, mesh: Mesh | None) -> Tree:
-    """Say inside a compiled step that a state lies where `place_state` put it."""
+    """Say inside a compiled step that a state is where `place_state` put it."""
     if mesh is None:
         return state
     return jax.lax.with_sharding_constraint(state, state_places(state, mesh))
@@ -161,3 +161,50 @@ def state_places(state: Any, mesh: Mesh) -> Any:
 def parameter_names(state: Any) -> Any:
     """Return a state's structure with the name of each array in its place."""
     return jax.tree_util.tree_map_with_path(lambda p, _: parameter_name(p), state)
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """What computes; no choice changes a figure but by rounding."""
+
+    attention: AttentionBackend = "auto"  # or blockwise, splash (TPU), cudnn, tokamax
+
+    def __post_init__(self) -> None:
+        """Refuse a backend that there is not.
+
+        Raises:
+            ValueError: with those there are.
+        """
+        check_backend(self.attention)
+
+    def of(
+        self,
+        encoder: NomicBert,
+        *,
+        stage: str,
+        row_length: int,
+        texts: int | None,
+        mesh: Mesh | None,
+    ) -> None:
+        """Set what computes an encoder, and say what that comes to.
+
+        Args:
+            encoder: that the stage trains.
+            stage: its name.
+            row_length: columns of its rows.
+            texts: the most that a row holds; None: any number.
+            mesh: of its devices.
+
+        Raises:
+            ValueError: the attention backend cannot compute the stage.
+        """
+        said = set_attention(
+            encoder,
+            self.attention,
+            rows=[(row_length, texts)],
+            devices=1 if mesh is None else mesh.size,
+        )
+        logger.info("%s: attention: %s", stage, said)

@@ -8,29 +8,23 @@ It may be a URL; one host of several writes into it.
 import dataclasses
 import hashlib
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nomic_jax import hosts
-from nomic_jax.fields import differing_fields
+from nomic_jax.config import differing_fields
+from nomic_jax.data.store.store import Store
+from nomic_jax.distributed import hosts
 from nomic_jax.storage import (
     exists,
     is_remote,
     join,
     local_path,
     name_of,
-    read_bytes,
     read_json,
     sizes,
-    write_bytes,
     write_json,
 )
-from nomic_jax.store.store import Store
-
-REMOTE_SECONDS = 60.0  # between writes of a metrics file that is a URL
-
 
 # Sections of a stage that say where it runs, and not what it computes.
 WHERE = ("mesh", "memory", "compute")
@@ -102,7 +96,7 @@ class RunFolder:
         that is resumed needs the stores it began with.
 
         Raises:
-            ValueError: a store was added, taken away or prepared anew since, or the
+            ValueError: a store was added, taken away or prepared again since, or the
                 hosts see different ones.
         """
         file = join(self.place, "stores.json")
@@ -113,7 +107,7 @@ class RunFolder:
             }
             for name, store in stores.items()
         }
-        hosts.agree(f"stores of {name_of(self.place)}", found)
+        hosts.assert_equal_across_hosts(f"stores of {name_of(self.place)}", found)
         if not exists(file):
             if self.writes:
                 write_json(file, found)
@@ -132,56 +126,6 @@ class RunFolder:
     def metrics_file(self) -> str:
         """One JSON object a line, one line a logged step."""
         return join(self.place, "metrics.jsonl")
-
-
-class MetricsFile:
-    """Appends lines to a metrics file, which at a URL can only be written whole."""
-
-    def __init__(self, place: str | Path, *, after: int = 0):
-        """Open a file, and drop what it says of steps beyond `after`.
-
-        An interrupted run logs beyond the checkpoint that is resumed.
-        """
-        self.place = place
-        self._lines: list[str] = []  # all of them, where the file is a URL
-        self._written = time.monotonic()
-        if not exists(place):
-            return
-        kept = [line for line in read_metrics(place) if line["step"] <= after]
-        lines = [json.dumps(line) + "\n" for line in kept]
-        content = "".join(lines).encode()
-        if content != read_bytes(place):
-            write_bytes(place, content)
-        if is_remote(place):
-            self._lines = lines
-
-    def append(self, values: Mapping[str, Any]) -> None:
-        """Add a line; at a URL it is there after `flush`, or soon."""
-        line = json.dumps(values) + "\n"
-        if not is_remote(self.place):
-            with local_path(self.place).open("a") as file:
-                file.write(line)
-            return
-        self._lines.append(line)
-        if time.monotonic() - self._written > REMOTE_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Return when every line is where it belongs."""
-        if is_remote(self.place):
-            write_bytes(self.place, "".join(self._lines).encode())
-            self._written = time.monotonic()
-
-
-def read_metrics(place: str | Path) -> list[dict[str, Any]]:
-    """Read a metrics file; a last line that a kill cut short is left out."""
-    lines = []
-    for text in read_bytes(place).decode().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
 
 
 def _holds_nothing_else(folder: str | Path) -> bool:

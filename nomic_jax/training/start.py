@@ -5,10 +5,10 @@ Sparse upcycling: Komatsuzaki et al. 2022, arXiv:2212.05055.
 
 import dataclasses
 
-from nomic_jax.checkpoints.folder import build
 from nomic_jax.checkpoints.hub import resolve
+from nomic_jax.checkpoints.model_folder import build
 from nomic_jax.checkpoints.reader import Checkpoint, read_checkpoint, without_head
-from nomic_jax.checkpoints.start_from import upcycled
+from nomic_jax.checkpoints.upcycling import upcycled
 from nomic_jax.config import ModelConfig
 from nomic_jax.model.encoder import NomicBert
 
@@ -80,7 +80,7 @@ def upcycled_encoder(start: StartConfig, *, seed: int, dtype: str) -> NomicBert:
         dtype: what products run in.
 
     Raises:
-        ValueError: there is no such model, or it is no dense NomicBERT with biases.
+        ValueError: there is no such model, or it is not a dense NomicBERT with biases.
     """
     checkpoint = without_head(read_checkpoint(resolve(start.model)))
     encoder = build(with_experts(start, checkpoint, seed), dtype=dtype)

@@ -1,36 +1,51 @@
 """One optimizer step as a pure function of (state, batch).
 
 An objective turns a model and a batch into a loss; `make_update` turns an objective and
-an optimizer into the step. Randomness comes from seed, step, text and place alone.
+an optimizer into the step. Randomness comes from seed, step, text and place alone. An
+update that is not finite is skipped on the device and counted on the host: one overflow
+must not end a run of days, and many in a row must not go on for days.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float32, Int32, Key
+from jaxtyping import Array, Float, Float32, Int32
 
-from nomic_jax.batch import PairBatch, as_pytree
-from nomic_jax.config import EmbeddingConfig
-from nomic_jax.model.encoder import NomicBert
-from nomic_jax.sharding import REPEATED, constrain, shared
-from nomic_jax.training.distillation import TeacherConfig, distillation_loss
-from nomic_jax.training.experts import ExpertsConfig, balanced
-from nomic_jax.training.finite import keep_if_finite
-from nomic_jax.training.frozen import Frozen, FrozenEncoder
-from nomic_jax.training.losses import (
-    ContrastiveLoss,
-    bounded_log_scale,
-    contrastive_loss,
-)
+from nomic_jax.batch import as_pytree
 from nomic_jax.training.optimizer import like_named, named_arrays
 from nomic_jax.training.placement import Placement, keep_placed
-from nomic_jax.training.vectors import pair_vectors
+
+Tree = TypeVar("Tree")
+
+
+def keep_if_finite(
+    old: Tree, new: Tree, *, loss: Float[Array, ""], gradient_norm: Float[Array, ""]
+) -> tuple[Tree, Float32[Array, ""]]:
+    """Take the new arrays if loss and gradient are finite, else leave the old ones.
+
+    The choice is elementwise and joins the optimizer's own pass over the arrays; no
+    value has to reach the host.
+
+    Args:
+        old: parameters and optimizer state before the step.
+        new: the same after it, of the same structure.
+        loss: of the step.
+        gradient_norm: global, before clipping; not finite if any element is not.
+
+    Returns:
+        What is after the step, and 1.0 where the step was skipped, else 0.0.
+    """
+    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+    kept = jax.tree.map(
+        lambda before, after: jnp.where(finite, after, before), old, new
+    )
+    return kept, 1 - finite.astype(jnp.float32)
+
 
 Metrics: TypeAlias = Mapping[str, Float32[Array, ""]]
 # Of model, batch, key and, where there are any, the frozen encoders.
@@ -78,7 +93,7 @@ def make_update(
         objective: of model, batch, key and what else the step is given.
         optimizer: what becomes of the gradient.
         seed: of the keys.
-        mesh: over which the state lies and goes on lying.
+        mesh: over which the state is and goes on lying.
         project: puts the model the optimizer leaves back where it may be.
     """
 
@@ -110,110 +125,3 @@ def make_update(
 
 
 ONE_DEVICE = Placement()
-
-
-@as_pytree
-@dataclasses.dataclass(frozen=True)
-class BiEncoder:
-    """What a contrastive stage trains: the encoder and, if learned, the scale."""
-
-    encoder: NomicBert
-    log_scale: Float32[Array, ""] | None  # logarithm of what cosines are multiplied by
-
-    @classmethod
-    def of(cls, encoder: NomicBert, loss: ContrastiveLoss) -> "BiEncoder":
-        """Begin with the scale that the loss's temperature gives."""
-        learned = jnp.float32(-math.log(loss.temperature))
-        return cls(encoder, learned if loss.learned_scale else None)
-
-
-def bound_scale(loss: ContrastiveLoss) -> Callable[[BiEncoder], BiEncoder]:
-    """Return what sets a learned scale back to its maximum after a step."""
-
-    def project(model: BiEncoder) -> BiEncoder:
-        if model.log_scale is None:
-            return model
-        bounded = bounded_log_scale(model.log_scale, loss.max_scale)
-        return dataclasses.replace(model, log_scale=bounded)
-
-    return project
-
-
-def contrastive_objective(
-    embedding: EmbeddingConfig,
-    loss: ContrastiveLoss,
-    placement: Placement = ONE_DEVICE,
-    *,
-    distillation: TeacherConfig | None = None,
-    experts: ExpertsConfig | None = None,
-) -> Objective:
-    """A contrastive loss between the pooled queries and documents of a batch.
-
-    However the rows are split, each query meets the documents of the whole batch: the
-    embeddings of all microbatches and devices are gathered once, and each device then
-    computes the loss of a share of the queries. The objective's fourth argument holds
-    the frozen encoders; it may be left out where there is none.
-
-    Args:
-        embedding: of the trained encoder.
-        loss: of the pairs.
-        placement: the mesh, and the rows of a microbatch.
-        distillation: how the similarities of a teacher are learned, if there is one.
-        experts: what is done about their load; None where the encoder has none.
-    """
-
-    def objective(
-        model: BiEncoder,
-        batch: PairBatch,
-        key: Key[Array, ""],
-        frozen: Frozen | None = None,
-    ):
-        def of_pairs(query, document, ids, log_scale, guided, taught, axis=None):
-            value, metrics = contrastive_loss(
-                query,
-                document,
-                loss,
-                document_ids=ids,
-                guide=guided,
-                log_scale=log_scale,
-                axis=axis,
-            )
-            if taught is None or distillation is None:
-                return value, metrics
-            learned = distillation_loss(
-                query,
-                document,
-                taught,
-                distillation,
-                dims=loss.matryoshka_dims or (query.shape[1],),
-                weights=loss.weights,
-                block_size=loss.block_size,
-                axis=axis,
-            )
-            value += distillation.weight * learned
-            return value, {**metrics, "distillation": learned}
-
-        def vectors_of(frozen: FrozenEncoder | None):
-            if frozen is None:
-                return None
-            return pair_vectors(frozen.encoder, batch, frozen.embedding, placement)[0]
-
-        frozen = frozen or Frozen()
-        batch = jax.tree.map(jnp.asarray, batch)
-        mesh = placement.mesh
-        vectors, routing = pair_vectors(
-            model.encoder, batch, embedding, placement, key, experts=experts
-        )
-        ids = constrain(jnp.asarray(batch.document_ids).reshape(-1, 2), mesh, REPEATED)
-        value, metrics = shared(of_pairs, mesh)(
-            *vectors,
-            ids[batch.document_places],
-            model.log_scale,
-            vectors_of(frozen.guide),
-            vectors_of(frozen.teacher),
-        )
-        negatives = jnp.float32(len(batch.document_places) - 1)  # of each query
-        metrics = {**metrics, "negatives": negatives}
-        return balanced(value, metrics, routing, experts)
-
-    return objective

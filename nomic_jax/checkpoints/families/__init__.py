@@ -1,0 +1,1 @@
+"""Encoder families: one file each for how its config.json is read and written."""

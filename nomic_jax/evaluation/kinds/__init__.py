@@ -1,0 +1,1 @@
+"""Kinds of evaluation tasks: one file each, and the registry."""

@@ -1,0 +1,1 @@
+"""Attention: the layer, and one file for each backend that computes it."""

@@ -1,1 +1,0 @@
-"""What a training step needs of chips that are not here, by compiling it for them."""

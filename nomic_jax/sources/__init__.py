@@ -1,1 +1,0 @@
-"""Where text comes from: every kind of file or data set behind one protocol."""

@@ -1,1 +1,0 @@
-"""Token stores: text tokenised once, in shards that are read at random."""

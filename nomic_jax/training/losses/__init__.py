@@ -1,0 +1,1 @@
+"""Losses: contrastive ones, distillation, and masked language modelling."""
