@@ -1,4 +1,4 @@
-"""The options of `nomic-jax evaluate`."""
+"""The command `nomic-jax evaluate`."""
 
 import contextlib
 import dataclasses
@@ -9,13 +9,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+from nomic_jax.cli.options import Attention, Dtype, Fraction, Model
+
 Tasks = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KIND:PLACE ...")]
 Numbers = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...")]
 Folder = Annotated[str | None, tyro.conf.arg(metavar="DIR")]
-# As in `model.attention_backend`, which takes a while to import.
-Attention = Literal["auto", "blockwise", "splash", "cudnn", "tokamax"]
-Factor = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +34,9 @@ class Evaluate:
     # of vectors; int8 and binary are compared next to float32
     precisions: tuple[Literal["float32", "int8", "binary"], ...] = ("float32",)
     out: Folder = None  # for results.json, results.md and plots; None: printed only
-    rotary_scaling_factor: Factor = None  # of Dynamic NTK, for lengths not trained on
+    rotary_scaling_factor: Fraction = None  # of Dynamic NTK, for lengths not trained on
     # of matmuls; None: float32 on CPU, bfloat16 elsewhere
-    dtype: Literal["float32", "bfloat16"] | None = None
+    dtype: Dtype = None
     # what computes attention; see docs/attention.md
     attention: Attention = "auto"
 

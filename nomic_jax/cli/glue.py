@@ -1,11 +1,9 @@
-"""The command `nomic-jax glue`: its options."""
+"""The command `nomic-jax glue`."""
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
+from nomic_jax.cli.options import Model, Number
 from nomic_jax.downstream.glue_grid import (
     BATCHES,
     RATES,
@@ -13,9 +11,6 @@ from nomic_jax.downstream.glue_grid import (
     TASKS,
     Sweep,
 )
-
-Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-Number = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 
 
 @dataclasses.dataclass(frozen=True)

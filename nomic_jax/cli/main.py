@@ -7,26 +7,26 @@ Before anything else the C library is told to keep freed memory.
 
 import argparse
 import ctypes
-import dataclasses
+import functools
 import logging
+import operator
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any
 
 import tyro
 
-from nomic_jax.cli.curate import (
-    FilterPairs,
-    MineNegatives,
-    filter_pairs,
-    mine_negatives,
-)
-from nomic_jax.cli.evaluate import Attention, Evaluate, evaluate
+from nomic_jax.cli.embed import Embed, embed
+from nomic_jax.cli.evaluate import Evaluate, evaluate
+from nomic_jax.cli.fill_mask import FillMask, fill_mask
+from nomic_jax.cli.filter_pairs import FilterPairs, filter_pairs
 from nomic_jax.cli.glue import Glue, glue
+from nomic_jax.cli.mine_negatives import MineNegatives, mine_negatives
 from nomic_jax.cli.plan import Plan, plan
 from nomic_jax.cli.prepare import Prepare, prepare
+from nomic_jax.cli.verify import Verify, verify
 
 # Of glibc's malloc.h, what `mallopt` sets.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
@@ -49,58 +49,20 @@ def keep_freed_memory() -> None:
 
 
 WRONG_INPUT, FAULT = 2, 1
-Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
-Number = Annotated[int | None, tyro.conf.arg(metavar="INT")]
-Dtype = Literal["float32", "bfloat16"] | None
-Factor = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 
 
-@dataclasses.dataclass(frozen=True)
-class Embed:
-    """Embed one text a line, of standard input or of a file, as unit vectors."""
-
-    model: Model  # folder or hub id
-    task: str  # whose prefix goes before each text: search_document, clustering, ...
-    input: File = None  # .jsonl, or one text a line; None: standard input
-    output: File = None  # .npy, .jsonl or .parquet; None: .npy to standard output
-    column: str = "text"  # of the text in JSON Lines
-    dim: Number = None  # entries of a Matryoshka vector; None: the full width
-    max_length: Number = None  # tokens of the longest text; None: the model's
-    rotary_scaling_factor: Factor = None  # of Dynamic NTK, for longer texts
-    on_too_long: Literal["cut", "error"] = "cut"  # what texts over the maximum meet
-    dtype: Dtype = None  # of matmuls; None: float32 on CPU, bfloat16 elsewhere
-    attention: Attention = "auto"  # backend; see docs/attention.md
-
-
-@dataclasses.dataclass(frozen=True)
-class FillMask:
-    """Print what a model would put in place of each mask, and how probable it is."""
-
-    model: Model  # folder or hub id of a model that has an MLM head
-    # with the model's own mask, [MASK] or <mask>; -: a text a line of standard input
-    text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]
-    top: int = 5  # candidates of each mask
-
-
-@dataclasses.dataclass(frozen=True)
-class Verify:
-    """Check a model against its fingerprint and, where it is installed, PyTorch."""
-
-    model: Model  # folder or hub id
-
-
-COMMANDS = (
-    Embed
-    | Evaluate
-    | FillMask
-    | FilterPairs
-    | Glue
-    | MineNegatives
-    | Plan
-    | Prepare
-    | Verify
-)
+# Every command: the options that its arguments make, and what runs on them.
+COMMANDS: Mapping[type, Callable[..., int]] = {
+    Embed: embed,
+    Evaluate: evaluate,
+    FillMask: fill_mask,
+    FilterPairs: filter_pairs,
+    Glue: glue,
+    MineNegatives: mine_negatives,
+    Plan: plan,
+    Prepare: prepare,
+    Verify: verify,
+}
 
 
 def main() -> None:
@@ -110,37 +72,15 @@ def main() -> None:
 
 def nomic_jax(arguments: Sequence[str]) -> int:
     """Run one subcommand and return the exit status."""
-    commands, given = COMMANDS, list(arguments)
-    fields: list[str] = []  # of a config, which only its stages know
-    if given[:1] == ["plan"]:
-        chosen, fields = tyro.cli(
+    commands: Any = functools.reduce(operator.or_, COMMANDS)
+    given = list(arguments)
+    if given[:1] == ["plan"]:  # the fields of a config are known to its stages alone
+        chosen, *fields = tyro.cli(
             commands, prog="nomic-jax", args=given, return_unknown_args=True
         )
     else:
-        chosen = tyro.cli(commands, prog="nomic-jax", args=given)
-
-    def work() -> int:
-        match chosen:
-            case Embed():
-                return embed(chosen)
-            case Evaluate():
-                return evaluate(chosen)
-            case FillMask():
-                return fill_mask(chosen)
-            case FilterPairs():
-                return filter_pairs(chosen)
-            case Glue():
-                return glue(chosen)
-            case MineNegatives():
-                return mine_negatives(chosen)
-            case Plan():
-                return plan(chosen, fields)
-            case Prepare():
-                return prepare(chosen)
-            case Verify():
-                return verify(chosen)
-
-    return guarded(work)
+        chosen, fields = tyro.cli(commands, prog="nomic-jax", args=given), ()
+    return guarded(lambda: COMMANDS[type(chosen)](chosen, *fields))
 
 
 def guarded(work: Callable[[], int]) -> int:
@@ -155,53 +95,6 @@ def guarded(work: Callable[[], int]) -> int:
     except FloatingPointError as error:  # training that came to nothing
         print(f"error: {error}", file=sys.stderr)
         return FAULT
-
-
-def embed(options: Embed) -> int:
-    """Run `nomic-jax embed`."""
-    from nomic_jax.cli.embed import check_output, read_input, write_vectors
-
-    check_output(options.output)
-    texts = read_input(options.input, column=options.column)
-
-    from nomic_jax.inference.embedder import Embedder
-
-    embedder = Embedder.from_pretrained(
-        options.model,
-        max_length=options.max_length,
-        rotary_scaling_factor=options.rotary_scaling_factor,
-        dtype=options.dtype,
-        attention=options.attention,
-    )
-    vectors = embedder.encode(
-        texts,
-        task=options.task,
-        dim=options.dim,
-        on_too_long=options.on_too_long,
-        progress=True,
-    )
-    write_vectors(options.output, texts, vectors)
-    return 0
-
-
-def fill_mask(options: FillMask) -> int:
-    """Run `nomic-jax fill-mask`: a line for each candidate."""
-    from nomic_jax.inference.masked_tokens import filled_lines
-
-    for line in filled_lines(options.model, options.text, top=options.top):
-        print(line, flush=True)
-    return 0
-
-
-def verify(options: Verify) -> int:
-    """Run `nomic-jax verify`: a line for each comparison, status 1 if one fails."""
-    from nomic_jax.inference.verify import comparisons
-
-    failed = False
-    for comparison in comparisons(options.model):
-        print(comparison, flush=True)
-        failed |= not comparison.passed
-    return int(failed)
 
 
 def train(arguments: Sequence[str]) -> int:

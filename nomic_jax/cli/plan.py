@@ -1,4 +1,4 @@
-"""The options of `nomic-jax plan`, and what it prints of a config's training stages."""
+"""The command `nomic-jax plan`."""
 
 import dataclasses
 import sys
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from nomic_jax.cli.options import Number
+
 if TYPE_CHECKING:
     from nomic_jax.training.planning.abstract import Assumptions, TrainingStage
     from nomic_jax.training.planning.compile import Refusal
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from nomic_jax.training.planning.topology import Topology
 
 
-Number = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 

@@ -1,4 +1,4 @@
-"""The options of `nomic-jax prepare`, and the sources and rules they mean."""
+"""The command `nomic-jax prepare`: sources and rules that its options mean."""
 
 import dataclasses
 import functools
@@ -6,10 +6,9 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
+from nomic_jax.cli.options import Number, Places, Text
 from nomic_jax.config import NOMIC_PROMPTS
 
 if TYPE_CHECKING:
@@ -17,13 +16,6 @@ if TYPE_CHECKING:
     from nomic_jax.data.store.records import Rule
 
 
-Places = Annotated[
-    tuple[str, ...],
-    tyro.conf.Positional,
-    tyro.conf.arg(metavar="SOURCE ...", help_behavior_hint="(required)"),
-]
-Number = Annotated[int | None, tyro.conf.arg(metavar="INT")]
-Line = Annotated[str | None, tyro.conf.arg(metavar="STR")]
 TEXT_ONLY = ("text",)
 PAIRS_ONLY = ("query", "document", "negatives", "query_prefix", "document_prefix")
 PAIRS_ONLY += ("query_only", "num_negatives", "too_few_negatives", "too_long")
@@ -49,7 +41,7 @@ class Prepare:
     sources: Places  # a store is made of each
     out: str  # folder or URL of the stores; sources that are there already stay
     tokenizer: str  # folder or hub id
-    name: Line = None  # of a single source and its store; None: that of its file
+    name: Text = None  # of a single source and its store; None: that of its file
     row_length: Number = None  # text: tokens of a packed row
     query_length: Number = None  # pairs: tokens; longer queries are cut
     document_length: Number = None  # pairs: tokens; longer documents are cut
@@ -69,7 +61,7 @@ class Prepare:
     # of a source, in one shard; None: 100,000 of text, about a sixteenth of the pairs
     rows_per_shard: Number = None
     workers: int = _cores()  # processes
-    beam: Line = None  # or on Apache Beam: --beam="--runner=FlinkRunner ..."
+    beam: Text = None  # or on Apache Beam: --beam="--runner=FlinkRunner ..."
 
 
 def prepare(options: Prepare) -> int:

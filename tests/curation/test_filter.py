@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny_checkpoints as tiny
 
-from nomic_jax.cli.curate import FilterPairs, filter_pairs
+from nomic_jax.cli.filter_pairs import FilterPairs, filter_pairs
 from nomic_jax.curation import filter
 from nomic_jax.curation.filter import (
     TOLERANCE,

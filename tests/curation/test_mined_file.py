@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tiny_checkpoints as tiny
 
-from nomic_jax.cli.curate import MineNegatives, mine_negatives
+from nomic_jax.cli.mine_negatives import MineNegatives, mine_negatives
 from nomic_jax.cli.prepare import Prepare, prepare
 from nomic_jax.data.pairs import PairBatches
 from nomic_jax.data.schedule import Schedule

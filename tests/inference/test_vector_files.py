@@ -8,8 +8,13 @@ import sys
 import numpy as np
 import pytest
 
-from nomic_jax.cli import embed
-from nomic_jax.cli.embed import check_output, read_input, read_lines, write_vectors
+from nomic_jax.inference import vector_files
+from nomic_jax.inference.vector_files import (
+    check_output,
+    read_input,
+    read_lines,
+    write_vectors,
+)
 
 TEXTS = ["a fox", "an “odd” one\twith a tab", "ünïcödé"]
 VECTORS = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
@@ -86,15 +91,15 @@ def test_parquet_holds_text_and_vector_exactly(tmp_path):
     assert str(table.schema.field("embedding").type).startswith("fixed_size_list")
 
 
-@pytest.mark.parametrize("ending", embed.FORMATS)
+@pytest.mark.parametrize("ending", vector_files.FORMATS)
 def test_what_fails_half_way_leaves_no_file(tmp_path, monkeypatch, ending):
     def full(file, *_):
         file.write(b"half")
         raise OSError("the disk is full")
 
     monkeypatch.setattr(np, "save", full)
-    monkeypatch.setattr(embed, "_write_jsonl", full)
-    monkeypatch.setattr(embed, "_write_parquet", full)
+    monkeypatch.setattr(vector_files, "_write_jsonl", full)
+    monkeypatch.setattr(vector_files, "_write_parquet", full)
     with pytest.raises(OSError, match="full"):
         write_vectors(tmp_path / f"v{ending}", TEXTS, VECTORS)
     assert list(tmp_path.iterdir()) == []
