@@ -239,7 +239,7 @@ class NomicBert(nnx.Module):
 
     Weights are float32. `dtype` is what matmuls run in: float32 by default, bfloat16
     for accelerators; norms, softmax, routing and rotations are float32 either way.
-    `backend` is what computes attention; see `attention_backend`.
+    `backend` is what computes attention; see `model.attention.backends`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Which backend computes attention: what each can do, and what `auto` takes.
+"""The attention backends: their protocol, their registry, and what `auto` takes.
 
     cpu   blockwise
     tpu   splash in rows of 512 columns and more, blockwise below
@@ -11,13 +11,13 @@ in its place. docs/attention.md has what was run where.
 
 import dataclasses
 import functools
+import importlib
 import math
 from collections.abc import Iterable, Mapping
-from typing import Literal, get_args
+from typing import Literal, Protocol, cast, get_args
 
 import jax
-
-from nomic_jax.model.attention.tokamax import why_missing
+from jaxtyping import Array, Float, Int
 
 Backend = Literal["blockwise", "splash", "cudnn", "tokamax"]
 AttentionBackend = Literal["auto", "blockwise", "splash", "cudnn", "tokamax"]
@@ -28,13 +28,10 @@ ORDER: Mapping[Platform, tuple[Backend, ...]] = {
     "tpu": ("splash", "blockwise"),
     "gpu": ("cudnn", "tokamax", "blockwise"),
 }
-# Columns from which a TPU's rows are worth a kernel that works in tiles: below, the
-# scores of a row and head fit in less than a megabyte, and XLA has them at once.
-SPLASH_COLUMNS = 512
-WIDEST_HEAD = 256  # whose tiles fit next to one another in VMEM
-# From here on the sums that cuDNN keeps of each softmax, a float32 for each query and
-# text, take as much memory as the queries do in bfloat16, of 64 columns a head.
-CUDNN_TEXTS = 32
+# One file each; imported where it is asked for: Pallas alone takes a while.
+MODULES: Mapping[Backend, str] = {
+    name: f"nomic_jax.model.attention.{name}" for name in get_args(Backend)
+}
 HALVES = ("bfloat16", "float16")
 AMPERE, HOPPER = (8, 0), (9, 0)
 
@@ -60,6 +57,11 @@ class AttentionSpec:
     texts: int | None = None  # the most that a row holds; None: any number
     devices: int = 1  # that compute a batch together
     capability: tuple[int, int] | None = None  # of an NVIDIA GPU
+
+    @property
+    def shown(self) -> str:
+        """The compute capability as NVIDIA writes it."""
+        return ".".join(map(str, self.capability or ()))
 
     @classmethod
     def of(
@@ -99,6 +101,36 @@ class AttentionSpec:
         )
 
 
+class AttentionKernel(Protocol):
+    """What a backend's module holds."""
+
+    def unsupported(self, spec: AttentionSpec) -> str | None:
+        """Return why it cannot compute a case; None: it can."""
+        ...
+
+    def auto_skips(self, spec: AttentionSpec) -> bool:
+        """Say whether `auto` takes another backend, of a case that it can compute."""
+        ...
+
+    def attend(
+        self,
+        q: Float[Array, "B S H K"],
+        k: Float[Array, "B S H K"],
+        v: Float[Array, "B S H K"],
+        segment_ids: Int[Array, "B S"],
+        window: int | None = None,
+        *,
+        texts: int | None = None,
+    ) -> Float[Array, "B S H K"]:
+        """Attend as `layer.attend` says, in rows of at most so many texts."""
+        ...
+
+
+def kernel_of(backend: Backend) -> AttentionKernel:
+    """Import a backend's module."""
+    return cast(AttentionKernel, importlib.import_module(MODULES[backend]))
+
+
 def check_backend(backend: str) -> None:
     """Refuse a name that no backend has.
 
@@ -110,92 +142,44 @@ def check_backend(backend: str) -> None:
         raise ValueError(f"attention={backend!r} must be one of {known}")
 
 
-def choose(backend: AttentionBackend, case: AttentionSpec) -> Backend:
+def choose(backend: AttentionBackend, spec: AttentionSpec) -> Backend:
     """Return what computes a case: the backend named, or the first that can.
 
     Raises:
         ValueError: the backend named cannot, with the reason and those that can.
     """
+    order = ORDER[spec.platform]
     if backend == "auto":
-        order = ORDER[case.platform]
-        return next(each for each in order if not _passed_over(each, case))
-    if reason := unsupported_reason(backend, case):
-        able = [
-            each for each in ORDER[case.platform] if not unsupported_reason(each, case)
-        ]
+        return next(
+            each
+            for each in order
+            if not unsupported_reason(each, spec)
+            and not kernel_of(each).auto_skips(spec)
+        )
+    if reason := unsupported_reason(backend, spec):
+        able = [each for each in order if not unsupported_reason(each, spec)]
         raise ValueError(
             f"attention={backend!r} {reason}; take {' or '.join(able)}, or auto"
         )
     return backend
 
 
-def unsupported_reason(backend: Backend, case: AttentionSpec) -> str | None:
-    """Return what keeps a backend from a case, None where nothing does."""
-    if backend == "blockwise":
-        return None
-    if backend == "splash":
-        return _of_splash(case)
-    if case.platform != "gpu":
-        return f"runs on GPUs, and these devices are of the kind {case.platform}"
-    if case.capability is None:
+def unsupported_reason(backend: Backend, spec: AttentionSpec) -> str | None:
+    """Return why a backend cannot compute a case; None: it can."""
+    return kernel_of(backend).unsupported(spec)
+
+
+def needs_gpu(spec: AttentionSpec) -> str | None:
+    """Return why a kernel for NVIDIA's GPUs cannot compute a case at all."""
+    if spec.platform != "gpu":
+        return f"runs on GPUs, and these devices are of the kind {spec.platform}"
+    if spec.capability is None:
         return "needs NVIDIA's GPU here: without it nothing is compiled for one"
-    if case.capability < AMPERE:
-        return f"needs a GPU of compute capability 8.0, this one has {_said(case)}"
-    if case.dtype not in HALVES:
-        return f"multiplies bfloat16 and float16, not {case.dtype}"
-    return _of_cudnn(case) if backend == "cudnn" else _of_tokamax(case)
-
-
-def _passed_over(backend: Backend, case: AttentionSpec) -> bool:
-    """Say whether `auto` leaves out a backend, also one that could."""
-    if unsupported_reason(backend, case):
-        return True
-    if backend == "splash":
-        return case.length < SPLASH_COLUMNS
-    if backend == "cudnn" and case.texts != 1:
-        # The ranges of tokamax cost nothing for each text.
-        many = case.texts is None or case.texts > CUDNN_TEXTS
-        return many or unsupported_reason("tokamax", case) is None
-    return False
-
-
-def _of_splash(case: AttentionSpec) -> str | None:
-    if case.platform != "tpu":
-        return f"runs on TPUs, and these devices are of the kind {case.platform}"
-    if case.head_width > WIDEST_HEAD:
-        return f"takes heads up to {WIDEST_HEAD} wide, not {case.head_width}"
+    if spec.capability < AMPERE:
+        return f"needs a GPU of compute capability 8.0, this one has {spec.shown}"
+    if spec.dtype not in HALVES:
+        return f"multiplies bfloat16 and float16, not {spec.dtype}"
     return None
-
-
-def _of_cudnn(case: AttentionSpec) -> str | None:
-    widest = 256 if case.capability is not None and case.capability >= HOPPER else 128
-    if case.head_width % 8 or case.head_width > widest:
-        return (
-            f"takes heads whose width is a multiple of 8 up to {widest}, not "
-            f"{case.head_width}"
-        )
-    if case.window is not None:
-        return f"has no window to both sides, and layers look {case.window} columns far"
-    if case.texts is None:
-        return "must know how many texts a row holds at most, which nobody said"
-    if case.texts > 1 and case.capability is not None and case.capability < HOPPER:
-        return (
-            f"packs texts from compute capability 9.0 on, this GPU has {_said(case)}, "
-            f"and rows hold up to {case.texts} texts"
-        )
-    return None
-
-
-def _of_tokamax(case: AttentionSpec) -> str | None:
-    if case.devices > 1:
-        return f"runs on one device, and {case.devices} compute a batch together"
-    if reason := why_missing():
-        return f"cannot be imported: {reason}"
-    return None
-
-
-def _said(case: AttentionSpec) -> str:
-    return ".".join(map(str, case.capability or ()))
 
 
 @functools.cache
@@ -212,19 +196,19 @@ def _here() -> tuple[Platform, tuple[int, int] | None]:
     return ("tpu" if name == "tpu" else "cpu"), None
 
 
-def describe_backend(backend: AttentionBackend, cases: Iterable[AttentionSpec]) -> str:
+def describe_backend(backend: AttentionBackend, specs: Iterable[AttentionSpec]) -> str:
     """Say in a line which backend computes which rows and layers.
 
     Args:
         backend: as it was asked for.
-        cases: those that will come up, of one kind of layer the shortest rows first.
+        specs: those that will come up, of one kind of layer the shortest rows first.
 
     Raises:
         ValueError: the backend cannot do one of them.
     """
     runs: dict[tuple[int | None, Backend], list[int]] = {}
-    for case in cases:
-        runs.setdefault((case.window, choose(backend, case)), []).append(case.length)
+    for spec in specs:
+        runs.setdefault((spec.window, choose(backend, spec)), []).append(spec.length)
     if len({chosen for _, chosen in runs}) == 1:
         return next(iter(runs))[1]
     windows = {window for window, _ in runs}

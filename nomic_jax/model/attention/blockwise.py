@@ -12,10 +12,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
+from nomic_jax.model.attention.backends import AttentionSpec
+
 # Longer rows are cut into blocks of queries: the scores of one head and block, 512 x
 # 8192 in float32, are 16 MB, where those of a whole row and twelve heads are 3 GB.
 QUERY_BLOCK = 512
 OUTSIDE = -1  # the segment of what is before and after a row
+
+
+def unsupported(spec: AttentionSpec) -> None:
+    """Return None: there is nothing that it cannot compute."""
+
+
+def auto_skips(spec: AttentionSpec) -> bool:
+    """Return False: it is the last that `auto` comes to."""
+    return False
 
 
 def attend(
@@ -24,8 +35,10 @@ def attend(
     v: Float[Array, "B S H K"],
     segment_ids: Int[Array, "B S"],
     window: int | None = None,
+    *,
+    texts: int | None = None,
 ) -> Float[Array, "B S H K"]:
-    """Attend as `attention.attend` says; softmax in float32.
+    """Attend as `layer.attend` says, whatever the number of texts; softmax in float32.
 
     In long rows a window makes the work grow with the tokens instead of their square.
     """

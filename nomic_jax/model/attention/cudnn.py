@@ -2,7 +2,7 @@
 
 Rows of one text have lengths; in its packed layout each text has an offset and a
 length, and counts as a row of its own. It knows neither segment ids nor a window to
-both sides: the one is told as lengths here, and `attention_backend` refuses the other.
+both sides: the first is given as lengths here, the second is refused.
 """
 
 import functools
@@ -16,6 +16,44 @@ from jax._src.cudnn.fused_attention_stablehlo import (
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 from nomic_jax.batch import PADDING
+from nomic_jax.model.attention import tokamax
+from nomic_jax.model.attention.backends import HOPPER, AttentionSpec, needs_gpu
+
+# From here on the sums that cuDNN keeps of each softmax, a float32 for each query and
+# text, take as much memory as the queries do in bfloat16, of 64 columns a head.
+MOST_TEXTS = 32
+
+
+def unsupported(spec: AttentionSpec) -> str | None:
+    """Return why it cannot compute a case; None: it can."""
+    if reason := needs_gpu(spec):
+        return reason
+    is_hopper = spec.capability is not None and spec.capability >= HOPPER
+    widest = 256 if is_hopper else 128
+    if spec.head_width % 8 or spec.head_width > widest:
+        return (
+            f"takes heads whose width is a multiple of 8 up to {widest}, not "
+            f"{spec.head_width}"
+        )
+    if spec.window is not None:
+        return f"has no window to both sides, and layers look {spec.window} columns far"
+    if spec.texts is None:
+        return "must know how many texts a row holds at most, which nobody said"
+    if spec.texts > 1 and not is_hopper:
+        return (
+            f"packs texts from compute capability 9.0 on, this GPU has {spec.shown}, "
+            f"and rows hold up to {spec.texts} texts"
+        )
+    return None
+
+
+def auto_skips(spec: AttentionSpec) -> bool:
+    """Say whether rows hold so many texts that `auto` takes another backend."""
+    if spec.texts == 1:
+        return False
+    # The ranges of tokamax cost nothing for each text.
+    many = spec.texts is None or spec.texts > MOST_TEXTS
+    return many or tokamax.unsupported(spec) is None
 
 
 def attend(
@@ -23,10 +61,11 @@ def attend(
     k: Float[Array, "B S H K"],
     v: Float[Array, "B S H K"],
     segment_ids: Int[Array, "B S"],
+    window: int | None = None,
     *,
-    texts: int,
+    texts: int | None = None,
 ) -> Float[Array, "B S H K"]:
-    """Attend as `attention.attend` says, without a window.
+    """Attend as `layer.attend` says, without a window.
 
     Padding comes out as zeros. A row that holds more texts than were promised, or in
     which padding is before a text, comes out as NaN: no token sees another text's.
@@ -36,8 +75,10 @@ def attend(
         k: keys.
         v: values.
         segment_ids: of the tokens.
+        window: None.
         texts: the most that a row holds.
     """
+    assert window is None and texts is not None, "unsupported: `choose` refuses it"
     held = (segment_ids != PADDING)[..., None, None]
     # What cuDNN leaves at padding, and in its gradient, is not said: none of it stays.
     q, k, v = (jnp.where(held, x, 0) for x in (q, k, v))

@@ -12,8 +12,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
 from nomic_jax.config import ModelConfig
-from nomic_jax.model.attention import blockwise
-from nomic_jax.model.attention.backends import AttentionSpec, Setting, choose
+from nomic_jax.model.attention.backends import (
+    AttentionSpec,
+    Setting,
+    choose,
+    kernel_of,
+)
 from nomic_jax.model.attention.blockwise import attention_weights
 from nomic_jax.model.layers import Linear, output_deviation, project, with_bias
 from nomic_jax.model.rope import RotaryTable, rotate
@@ -30,7 +34,7 @@ def attend(
     *,
     setting: Setting = ANY_TEXTS,
 ) -> Float[Array, "B S H K"]:
-    """Let every token look at the tokens of its own segment.
+    """Attention of every token to the tokens of its own segment.
 
     Padding is a segment of its own: its rows are finite and mean nothing.
 
@@ -39,35 +43,21 @@ def attend(
         k: keys.
         v: values.
         segment_ids: of the tokens; a text is a run of equal ones.
-        window: columns to either side that a token looks at; None: all.
-        setting: the backend, and what it must know; see `attention_backend`.
+        window: columns to either side that a token attends to; None: all.
+        setting: the backend, and what it must know; see `backends`.
 
     Raises:
         ValueError: the backend cannot do it, with the reason.
     """
-    case = AttentionSpec.of(
+    spec = AttentionSpec.of(
         setting,
         str(q.dtype),
         head_width=q.shape[3],
         length=q.shape[1],
         window=window,
     )
-    chosen = choose(setting.backend, case)
-    # A backend is imported where it is used: Pallas alone takes a while.
-    if chosen == "splash":
-        from nomic_jax.model.attention import splash as attention_splash
-
-        return attention_splash.attend(q, k, v, segment_ids, window)
-    if chosen == "tokamax":
-        from nomic_jax.model.attention import tokamax as attention_tokamax
-
-        return attention_tokamax.attend(q, k, v, segment_ids, window)
-    if chosen == "cudnn":
-        from nomic_jax.model.attention import cudnn as attention_cudnn
-
-        assert setting.texts is not None and window is None, "choose sees to it"
-        return attention_cudnn.attend(q, k, v, segment_ids, texts=setting.texts)
-    return blockwise.attend(q, k, v, segment_ids, window)
+    kernel = kernel_of(choose(setting.backend, spec))
+    return kernel.attend(q, k, v, segment_ids, window, texts=setting.texts)
 
 
 class Attention(nnx.Module):

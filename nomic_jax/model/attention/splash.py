@@ -18,9 +18,14 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jaxtyping import Array, Float, Int
 
+from nomic_jax.model.attention.backends import AttentionSpec
 from nomic_jax.model.attention.blockwise import OUTSIDE
 from nomic_jax.model.attention.mesh import on_each_device
 
+WIDEST_HEAD = 256  # whose tiles fit next to one another in VMEM
+# Columns from which a TPU's rows are worth a kernel that works in tiles: below, the
+# scores of a row and head fit in less than a megabyte, and XLA has them at once.
+FEWEST_COLUMNS = 512
 # Sides of a tile, the largest first. One of 512 has its scores in a megabyte of VMEM.
 TILES = (512, 384, 256, 128)
 LANES = 128  # of a TPU's vectors
@@ -36,6 +41,20 @@ class _Form:
     interpret: bool
 
 
+def unsupported(spec: AttentionSpec) -> str | None:
+    """Return why it cannot compute a case; None: it can."""
+    if spec.platform != "tpu":
+        return f"runs on TPUs, and these devices are of the kind {spec.platform}"
+    if spec.head_width > WIDEST_HEAD:
+        return f"takes heads up to {WIDEST_HEAD} wide, not {spec.head_width}"
+    return None
+
+
+def auto_skips(spec: AttentionSpec) -> bool:
+    """Say whether rows are so short that `auto` takes another backend."""
+    return spec.length < FEWEST_COLUMNS
+
+
 def attend(
     q: Float[Array, "B S H K"],
     k: Float[Array, "B S H K"],
@@ -43,16 +62,18 @@ def attend(
     segment_ids: Int[Array, "B S"],
     window: int | None = None,
     *,
+    texts: int | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B S H K"]:
-    """Attend as `attention.attend` says.
+    """Attend as `layer.attend` says.
 
     Args:
         q: queries.
         k: keys.
         v: values.
         segment_ids: of the tokens.
-        window: columns to either side that a token looks at; None: all.
+        window: columns to either side that a token attends to; None: all.
+        texts: however many a row holds.
         interpret: run the kernel step by step, as a processor can.
     """
     length = q.shape[1]

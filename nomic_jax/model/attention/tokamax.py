@@ -14,11 +14,28 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nomic_jax.batch import positions_and_lengths
+from nomic_jax.model.attention.backends import AttentionSpec, needs_gpu
 
 # Ranges are no part of its public functions; this is where 0.0.12 has them.
 OPERATIONS = "tokamax._src.ops.attention.api"
 MASKS = "tokamax._src.ops.attention.base"
 KERNELS = ("mosaic_gpu", "triton")  # of Hopper and Blackwell; of Ampere
+
+
+def unsupported(spec: AttentionSpec) -> str | None:
+    """Return why it cannot compute a case; None: it can."""
+    if reason := needs_gpu(spec):
+        return reason
+    if spec.devices > 1:
+        return f"runs on one device, and {spec.devices} compute a batch together"
+    if reason := why_missing():
+        return f"cannot be imported: {reason}"
+    return None
+
+
+def auto_skips(spec: AttentionSpec) -> bool:
+    """Return False: what it can compute, `auto` lets it."""
+    return False
 
 
 def attend(
@@ -28,16 +45,18 @@ def attend(
     segment_ids: Int[Array, "B S"],
     window: int | None = None,
     *,
+    texts: int | None = None,
     kernels: tuple[str, ...] = KERNELS,
 ) -> Float[Array, "B S H K"]:
-    """Attend as `attention.attend` says.
+    """Attend as `layer.attend` says.
 
     Args:
         q: queries.
         k: keys.
         v: values.
         segment_ids: of the tokens.
-        window: columns to either side that a token looks at; None: all.
+        window: columns to either side that a token attends to; None: all.
+        texts: however many a row holds.
         kernels: by tokamax's names; the first that knows the device.
 
     Raises:
@@ -64,7 +83,7 @@ def _call(operation: Any, q: jax.Array, k: jax.Array, v: jax.Array, mask: Any) -
 def key_ranges(
     segment_ids: Int[Array, "B S"], window: int | None
 ) -> tuple[Int[Array, "B S"], Int[Array, "B S"]]:
-    """Return the first column that each one looks at, and that after the last."""
+    """Return the first column that each one attends to, and that after the last."""
     columns = jnp.arange(segment_ids.shape[1])[None]
     places, lengths = positions_and_lengths(segment_ids)
     start = columns - places

@@ -169,7 +169,7 @@ def test_auto_follows_the_rule(case, changes, chosen):
     [({"texts": 1}, "cudnn"), ({"texts": 16}, "tokamax"), ({"window": 64}, "tokamax")],
 )
 def test_auto_takes_tokamax_where_it_is(monkeypatch, changes, chosen):
-    here = "nomic_jax.model.attention.backends.why_missing"
+    here = "nomic_jax.model.attention.tokamax.why_missing"
     monkeypatch.setattr(here, lambda: None)
     assert choose("auto", dataclasses.replace(ON_GPU, **changes)) == chosen
 
