@@ -1,5 +1,8 @@
-from .runner import run as run
+# A config's stages.
+from .order import Stage as Stage
 from .stages import load_stages as load_stages
 from .stages import resolve as resolve
-from .stages import Stage as Stage
 from .overrides import override as override
+
+# Run them.
+from .runner import run as run

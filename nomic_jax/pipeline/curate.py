@@ -5,12 +5,14 @@ DIR/STAGE/sources.json   written last
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from nomic_jax.checkpoints.hub import resolve as resolve_model
+from nomic_jax.config import did_you_mean
 from nomic_jax.curation.filter import Candidates, FilterStage, filter_sources
 from nomic_jax.curation.mining import MineStage, mine_file
 from nomic_jax.curation.pairs import (
+    StagePairs,
     lengths_of,
     pairs_of,
     search_prompts,
@@ -22,22 +24,69 @@ from nomic_jax.data.sources.source import Place
 from nomic_jax.data.store.manifest import PAIRS
 from nomic_jax.data.store.prepare import prepare_collection
 from nomic_jax.data.store.records import PairRule
-from nomic_jax.data.store.stage import SOURCES, SourceEntry, is_prepared, write_sources
+from nomic_jax.data.store.stage import (
+    SOURCES,
+    PrepareStage,
+    SourceEntry,
+    is_prepared,
+    write_sources,
+)
 from nomic_jax.distributed import hosts
 from nomic_jax.distributed.devices import digest
 from nomic_jax.distributed.hosts import wait_to_see
 from nomic_jax.inference.embedder import Embedder
 from nomic_jax.pipeline.evaluate import say
+from nomic_jax.pipeline.order import (
+    Stage,
+    StageKind,
+    holds_out,
+    is_trained,
+    untrained,
+)
 from nomic_jax.pipeline.report import PipelineState
-from nomic_jax.pipeline.stages import Stage
 from nomic_jax.pipeline.train_head import _sizes
 from nomic_jax.storage import join
+from nomic_jax.training.mlm import MlmStage
 from nomic_jax.training.run_folder import RunFolder
+
+
+def misplaced(
+    stage: FilterStage | MineStage, earlier: Mapping[str, Stage]
+) -> Iterator[str]:
+    """Say why a stage cannot follow the earlier ones."""
+    is_filter = isinstance(stage, FilterStage)
+    section = stage.filtering if is_filter else stage.mining
+    if not is_trained(earlier) and not section.model:
+        yield untrained(stage, "filtering.model" if is_filter else "mining.model")
+    yield from _without_pairs(stage.name, stage.data, earlier)
+
+
+def _without_pairs(
+    name: str, data: StagePairs, earlier: Mapping[str, Stage]
+) -> Iterator[str]:
+    """Say why a stage of curation does not find its pairs, or a tokenizer."""
+    if data.places:
+        if not any(
+            isinstance(other, PrepareStage | MlmStage) for other in earlier.values()
+        ):
+            yield f"{name} needs a stage before it that brings a tokenizer"
+        return
+    givers = {
+        other_name: other
+        for other_name, other in earlier.items()
+        if isinstance(other, FilterStage) or holds_out(other)
+    }
+    if data.stage not in givers:
+        hint = f": {did_you_mean(data.stage, givers)}" if givers else ""
+        yield (
+            f"{name} takes its pairs from {data.stage!r}, which is not a stage before "
+            f"it that keeps their text, prepare or filter{hint}"
+        )
 
 
 def filtered(
     stage: FilterStage, carried: PipelineState, folder: RunFolder, out: str
-) -> None:
+) -> PipelineState:
     """Filter a stage's pairs, each host its blocks, and tokenise those that stay.
 
     Where the stage names no model, the one so far judges, with the sources' prefixes.
@@ -52,7 +101,7 @@ def filtered(
         ValueError: a row holds no pair, the model is none, or of a source none stays.
     """
     if hosts.broadcast_from_host0(stage.name, lambda: is_prepared(folder.place)):
-        return
+        return carried
     named = hosts.run_on_all_hosts(stage.name, lambda: pairs_of(stage.data, out))
     filtering = stage.filtering
     judge = _judge(stage.name, filtering.model, carried)
@@ -79,11 +128,12 @@ def filtered(
         )
 
     _leave(stage, named, kept, 0, judge, carried, folder, out)
+    return carried
 
 
 def mined(
     stage: MineStage, carried: PipelineState, folder: RunFolder, out: str
-) -> None:
+) -> PipelineState:
     """Find hard negatives for a stage's pairs, and tokenise the pairs with them.
 
     All hosts embed, the first one chooses. Where the stage names no model, the one so
@@ -100,7 +150,7 @@ def mined(
             documents.
     """
     if hosts.broadcast_from_host0(stage.name, lambda: is_prepared(folder.place)):
-        return
+        return carried
     named = hosts.run_on_all_hosts(stage.name, lambda: pairs_of(stage.data, out))
     mining = stage.mining
     judge = _judge(stage.name, mining.model, carried)
@@ -123,6 +173,11 @@ def mined(
             f"{counts['kept']:,} of {counts['pairs']:,} pairs"
         )
     _leave(stage, named, kept, mining.count, judge, carried, folder, out)
+    return carried
+
+
+FILTER = StageKind("filter", FilterStage, misplaced, filtered)
+MINE = StageKind("mine", MineStage, misplaced, mined)
 
 
 def _leave(

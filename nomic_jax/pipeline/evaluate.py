@@ -5,7 +5,7 @@ The first host measures, on its own devices; the others wait and get the figures
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nomic_jax.distributed import hosts
@@ -15,6 +15,13 @@ from nomic_jax.evaluation.kinds.registry import Task, open_tasks
 from nomic_jax.evaluation.kinds.retrieval import from_pairs
 from nomic_jax.evaluation.measurement import measure_all, metrics_of, with_all_prompts
 from nomic_jax.model.encoder import NomicBert
+from nomic_jax.pipeline.order import (
+    Stage,
+    StageKind,
+    holds_out,
+    is_trained,
+    untrained,
+)
 from nomic_jax.pipeline.report import (
     EvaluationRow,
     Figures,
@@ -64,8 +71,19 @@ def _tasks(carried: PipelineState) -> tuple[Task, ...]:
     return tuple(found)
 
 
+def misplaced(stage: EvaluateStage, earlier: Mapping[str, Stage]) -> Iterator[str]:
+    """Say why a stage cannot follow the earlier ones."""
+    if not is_trained(earlier):
+        yield untrained(stage)
+    if not stage.evaluation.tasks and not any(map(holds_out, earlier.values())):
+        yield (
+            f"{stage.name} has nothing to measure: no stage before it holds pairs out, "
+            "so name evaluation.tasks"
+        )
+
+
 def evaluated(
-    stage: EvaluateStage, carried: PipelineState, folder: RunFolder
+    stage: EvaluateStage, carried: PipelineState, folder: RunFolder, out: str
 ) -> PipelineState:
     """Measure the model on a stage's tasks, or on the held-out pairs.
 
@@ -99,6 +117,9 @@ def evaluated(
 
     shown = Figures(stage.name, hosts.broadcast_from_host0(stage.name, work))
     return dataclasses.replace(carried, figures=(*carried.figures, shown))
+
+
+EVALUATE = StageKind("evaluate", EvaluateStage, misplaced, evaluated)
 
 
 def check_tasks(stages: Sequence[object]) -> None:

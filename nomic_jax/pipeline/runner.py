@@ -12,36 +12,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nomic_jax.curation.filter import FilterStage
-from nomic_jax.curation.mining import MineStage
 from nomic_jax.data.store.stage import PrepareStage
 from nomic_jax.distributed import hosts
 from nomic_jax.distributed.devices import keep_compiled_programs
 from nomic_jax.distributed.hosts import check_shared, wait_to_see
 from nomic_jax.downstream.stage import TaskStage
-from nomic_jax.evaluation.config import EvaluateStage
 from nomic_jax.evaluation.records import extra
-from nomic_jax.pipeline.curate import check_curation, filtered, mined
-from nomic_jax.pipeline.evaluate import check_tasks, evaluated, say
-from nomic_jax.pipeline.prepare import _prepared
+from nomic_jax.pipeline.curate import check_curation
+from nomic_jax.pipeline.evaluate import check_tasks, say
+from nomic_jax.pipeline.kinds import KINDS
+from nomic_jax.pipeline.order import Stage
 from nomic_jax.pipeline.report import PipelineState, finish, format_table
-from nomic_jax.pipeline.stages import KINDS, Stage, check_stages, resolve
-from nomic_jax.pipeline.train_encoder import (
-    check_stores,
-    from_model,
-    from_stores,
-    trained_contrastive,
-    trained_mlm,
-)
-from nomic_jax.pipeline.train_head import (
-    begin_task,
-    check_examples,
-    check_models,
-    trained_task,
-)
+from nomic_jax.pipeline.stages import check_stages, resolve
+from nomic_jax.pipeline.train_encoder import check_stores
+from nomic_jax.pipeline.train_head import check_examples, check_models
 from nomic_jax.storage import check_out, exists, join
-from nomic_jax.training.contrastive import ContrastiveStage
-from nomic_jax.training.mlm import MlmStage
 from nomic_jax.training.run_checkpoints import check_checkpoints_place
 from nomic_jax.training.run_folder import RunFolder
 
@@ -96,56 +81,20 @@ def run(stages: Sequence[Stage], out: str | Path) -> None:
     keep_compiled_programs()
     carried: PipelineState | None = None
     for number, stage in enumerate(stages, 1):
+        kind = KINDS[type(stage)]
         folder = _opened(join(out, stage.name), resolved[stage.name])
-        say(f"[{number}/{len(stages)}] {stage.name} ({KINDS[type(stage)]})")
+        say(f"[{number}/{len(stages)}] {stage.name} ({kind.name})")
         begins = carried is None or isinstance(stage, PrepareStage)
-        carried = _begun(stage, carried, folder, out)
+        carried = kind.begin(stage, carried, folder, out)
         if begins:
             hosts.run_on_all_hosts(
                 "stores", lambda c=carried: check_stores(stages, c.tokenizer, out)
             )
-        carried = _done(stage, carried, folder, out)
+        carried = kind.run(stage, carried, folder, out)
     if carried is not None and carried.model is not None:
         hosts.broadcast_from_host0(
             "report", lambda: _finished(carried, list(resolved), out)
         )
-
-
-def _begun(
-    stage: Stage, carried: PipelineState | None, folder: RunFolder, out: str
-) -> PipelineState:
-    """Return what a stage begins with: what is there, or what it brings itself."""
-    match stage:
-        case PrepareStage():
-            return _prepared(stage, folder)
-        case TaskStage():
-            return begin_task(stage, carried, out)
-        case ContrastiveStage() if stage.start.model:
-            return from_model(stage, carried)
-        case MlmStage() if carried is None:
-            return from_stores(stage)
-    assert carried is not None, "check_stages puts prepare or a training stage first"
-    return carried
-
-
-def _done(
-    stage: Stage, carried: PipelineState, folder: RunFolder, out: str
-) -> PipelineState:
-    """Do what a stage is for, or read it where it is done."""
-    match stage:
-        case MlmStage():
-            return trained_mlm(stage, carried, folder, out)
-        case ContrastiveStage():
-            return trained_contrastive(stage, carried, folder, out)
-        case TaskStage():
-            return trained_task(stage, carried, folder)
-        case EvaluateStage():
-            return evaluated(stage, carried, folder)
-        case FilterStage():
-            filtered(stage, carried, folder, out)
-        case MineStage():
-            mined(stage, carried, folder, out)
-    return carried
 
 
 def _opened(folder: str, config: Mapping[str, Any]) -> RunFolder:

@@ -9,7 +9,7 @@ A run that is resumed keeps them, as long as it is on the same devices.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -33,8 +33,16 @@ from nomic_jax.downstream.stage import TaskStage
 from nomic_jax.inference.embedder import Embedder
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.pipeline.evaluate import measured, say, while_training
+from nomic_jax.pipeline.order import (
+    Stage,
+    StageKind,
+    go_on,
+    is_place,
+    is_trained,
+    misgiven,
+    untrained,
+)
 from nomic_jax.pipeline.report import PipelineState
-from nomic_jax.pipeline.stages import Stage, is_place
 from nomic_jax.storage import exists, join, read_bytes, read_json, write_json
 from nomic_jax.training.contrastive import (
     ContrastiveStage,
@@ -175,8 +183,12 @@ def frozen_models(stage: ContrastiveStage) -> dict[str, str]:
     return {section: named[section] for section in named if named[section]}
 
 
-def from_stores(stage: MlmStage) -> PipelineState:
+def from_stores(
+    stage: MlmStage, carried: PipelineState | None, folder: RunFolder, out: str
+) -> PipelineState:
     """Begin without a prepare stage: the stores bring their tokenizer along."""
+    if carried is not None:
+        return carried
     open_stores(stage.data.stores)  # says what is missing, if anything is
     return PipelineState(tokenizer_in(stage.data.stores), held_out=())
 
@@ -207,13 +219,17 @@ def tokenizer_in(folder: str) -> TextTokenizer:
     return TextTokenizer.from_json(read_bytes(place).decode(), place=place)
 
 
-def from_model(stage: ContrastiveStage, carried: PipelineState | None) -> PipelineState:
-    """Begin, or go on, with a model that was trained elsewhere.
+def from_model(
+    stage: ContrastiveStage, carried: PipelineState | None, folder: RunFolder, out: str
+) -> PipelineState:
+    """Begin, or go on, with a model that was trained elsewhere, if one is named.
 
     Raises:
         ValueError: it is not a model that can be trained, or the stage's texts are
             longer than those it was trained on.
     """
+    if not stage.start.model:
+        return go_on(stage, carried, folder, out)
     embedder = loaded(stage.start.model)
     longest = max(stage.data.query_length, stage.data.document_length)
     if longest > embedder.model.config.trained_positions:
@@ -317,3 +333,46 @@ def trained_contrastive(
     )
     carried = dataclasses.replace(trained, model=replicate_on_local_devices(model))
     return measured(carried, f"after {stage.name}", folder)
+
+
+def _mlm_misplaced(stage: MlmStage, earlier: Mapping[str, Stage]) -> Iterator[str]:
+    """Say why a stage cannot follow the earlier ones."""
+    if is_trained(earlier):
+        yield f"{stage.name} would discard what is trained: it starts afresh"
+    if not is_place(stage.data.stores):
+        yield from misgiven(stage, stage.data.stores, earlier)
+
+
+def _contrastive_misplaced(
+    stage: ContrastiveStage, earlier: Mapping[str, Stage]
+) -> Iterator[str]:
+    """Say why a stage cannot follow the earlier ones."""
+    if not is_trained(earlier) and not stage.start.model:
+        yield untrained(stage, "start.model")
+    yield from _too_long(stage, earlier)
+    if not is_place(stage.data.stores):
+        yield from misgiven(stage, stage.data.stores, earlier)
+
+
+def _too_long(stage: ContrastiveStage, earlier: Mapping[str, Stage]) -> Iterator[str]:
+    longest = max(stage.data.query_length, stage.data.document_length)
+    for other in earlier.values():
+        if (
+            isinstance(other, MlmStage)
+            and not stage.start.model
+            and longest > other.model.trained_positions
+        ):
+            yield (
+                f"{stage.name} has texts of {longest} tokens, {other.name} a model "
+                f"of trained_positions={other.model.trained_positions}"
+            )
+
+
+MLM = StageKind("mlm", MlmStage, _mlm_misplaced, trained_mlm, begin=from_stores)
+CONTRASTIVE = StageKind(
+    "contrastive",
+    ContrastiveStage,
+    _contrastive_misplaced,
+    trained_contrastive,
+    begin=from_model,
+)

@@ -5,7 +5,7 @@ The first host measures, on its own devices; the others wait and get the figures
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +20,7 @@ from nomic_jax.checkpoints.sentence_transformers import (
     tokenizer_folder,
     transformer_folder,
 )
-from nomic_jax.config import ModelConfig
+from nomic_jax.config import ModelConfig, did_you_mean
 from nomic_jax.data.sources.source import source_name
 from nomic_jax.data.tokenizer import TextTokenizer
 from nomic_jax.distributed import hosts
@@ -49,8 +49,8 @@ from nomic_jax.downstream.stage import (
 from nomic_jax.model.encoder import NomicBert
 from nomic_jax.model.heads import EncoderWithHead
 from nomic_jax.pipeline.evaluate import say
+from nomic_jax.pipeline.order import Stage, StageKind, is_trained, untrained
 from nomic_jax.pipeline.report import Figures, PipelineState, export, format_metrics
-from nomic_jax.pipeline.stages import Stage
 from nomic_jax.pipeline.train_encoder import tokenizer_of
 from nomic_jax.storage import exists, join, read_here, read_json, write_json
 from nomic_jax.training.contrastive import ContrastiveStage
@@ -78,14 +78,28 @@ def check_examples(stages: Sequence[object]) -> None:
                 )
 
 
+def misplaced(stage: TaskStage, earlier: Mapping[str, Stage]) -> Iterator[str]:
+    """Say why a stage cannot follow the earlier ones."""
+    if not is_trained(earlier) and not stage.start.model:
+        yield untrained(stage, "start.model")
+    tasks = [name for name, other in earlier.items() if isinstance(other, TaskStage)]
+    if stage.start.stage and stage.start.stage not in tasks:
+        hint = f": {did_you_mean(stage.start.stage, tasks)}" if tasks else ""
+        yield (
+            f"{stage.name} starts with start.stage={stage.start.stage!r}, which is "
+            f"not a task stage before it{hint}"
+        )
+
+
 def begin_task(
-    stage: TaskStage, carried: PipelineState | None, out: str
+    stage: TaskStage, carried: PipelineState | None, folder: RunFolder, out: str
 ) -> PipelineState:
     """Load the model that a stage names, with its head; else go on with what is there.
 
     Args:
         stage: the stage.
         carried: what the stage before left, if there is one.
+        folder: of the stage.
         out: the run's folder, which holds the models of its task stages.
 
     Raises:
@@ -116,7 +130,7 @@ def begin_task(
 
 
 def trained_task(
-    stage: TaskStage, carried: PipelineState, folder: RunFolder
+    stage: TaskStage, carried: PipelineState, folder: RunFolder, out: str
 ) -> PipelineState:
     """Train a stage's model, and measure it on the files of its validation.
 
@@ -164,6 +178,9 @@ def trained_task(
         say(f"{stage.name}, {file}: {format_metrics(metrics)}")
     figures = (*carried.figures, Figures(stage.name, found))
     return dataclasses.replace(left, figures=figures)
+
+
+TASK = StageKind("task", TaskStage, misplaced, trained_task, begin=begin_task)
 
 
 def _examples(stage: TaskStage) -> tuple[list[Example], dict[str, list[Example]]]:

@@ -47,6 +47,7 @@ from nomic_jax.training.losses.contrastive import ContrastiveLoss
 from nomic_jax.training.metrics import read_metrics
 from nomic_jax.training.optimizer import named_arrays
 from nomic_jax.training.placement import MemoryConfig, Placement
+from nomic_jax.training.run_folder import RunFolder
 from nomic_jax.training.start import StartConfig
 
 SWEEP = pytest.mark.sweep
@@ -432,7 +433,8 @@ def test_figures_of_heads_outlive_a_stage_that_starts_anew(tmp_path, monkeypatch
     )
     figures = (Figures("one", {"dev": {"accuracy": 1.0}}),)
     carried = PipelineState(tokenizer(), held_out=(), figures=figures)
-    found = train_encoder.from_model(stage, carried)
+    folder = RunFolder.open(tmp_path / "pairs", {})
+    found = train_encoder.from_model(stage, carried, folder, str(tmp_path))
     assert found.figures == figures and found.model is encoder
 
 
