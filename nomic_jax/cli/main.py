@@ -6,13 +6,15 @@ Before anything else the C library is told to keep freed memory.
 """
 
 import argparse
+import contextlib
 import ctypes
+import dataclasses
 import functools
 import logging
 import operator
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,21 +82,32 @@ def nomic_jax(arguments: Sequence[str]) -> int:
         )
     else:
         chosen, fields = tyro.cli(commands, prog="nomic-jax", args=given), ()
-    return guarded(lambda: COMMANDS[type(chosen)](chosen, *fields))
+    with reported() as status:
+        status.code = COMMANDS[type(chosen)](chosen, *fields)
+    return status.code
 
 
-def guarded(work: Callable[[], int]) -> int:
+@dataclasses.dataclass
+class ExitStatus:
+    """What a command ends with."""
+
+    code: int = 0
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[ExitStatus]:
     """Turn a `ValueError`, wrong input, into a line on standard error and status 2."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("nomic_jax").setLevel(logging.INFO)
+    status = ExitStatus()
     try:
-        return work()
+        yield status
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return WRONG_INPUT
+        status.code = WRONG_INPUT
     except FloatingPointError as error:  # training that came to nothing
         print(f"error: {error}", file=sys.stderr)
-        return FAULT
+        status.code = FAULT
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -126,7 +139,7 @@ def train(arguments: Sequence[str]) -> int:
     )
     options, rest = parser.parse_known_args(arguments)
 
-    def work() -> int:
+    with reported() as status:
         keep_freed_memory()
 
         from nomic_jax.pipeline.overrides import override
@@ -141,9 +154,7 @@ def train(arguments: Sequence[str]) -> int:
 
         hosts.start(options.coordinator, options.hosts, options.host)
         run(stages, options.out or Path("runs") / options.config.stem)
-        return 0
-
-    return guarded(work)
+    return status.code
 
 
 if __name__ == "__main__":
