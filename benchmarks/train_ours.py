@@ -222,7 +222,7 @@ def _step(config: ModelConfig, kind: Callable, objective: Any, batch: Any) -> Ou
     dtype = jnp.dtype(default_dtype())
     model = jax.jit(lambda: kind(config, rngs=nnx.Rngs(0), dtype=dtype))()
     model = model if isinstance(model, EncoderWithHead) else BiEncoder(model, None)
-    update = make_update(objective, OPTIMIZER, seed=0)
+    update = make_update(jax.value_and_grad(objective, has_aux=True), OPTIMIZER, seed=0)
     state = TrainState.fresh(model, OPTIMIZER)
     return Ours(update, state, jax.device_put(batch))
 

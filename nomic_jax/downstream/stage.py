@@ -8,6 +8,7 @@ is kept where its labels are the same.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from nomic_jax.data.packing import texts_per_row
 from nomic_jax.data.sources.source import source_name
 from nomic_jax.data.tokenizer import TextTokenizer
 from nomic_jax.distributed import hosts
-from nomic_jax.distributed.mesh import MeshConfig, host_share, put_batch, row_parts
+from nomic_jax.distributed.mesh import MeshConfig, host_share, row_parts
 from nomic_jax.downstream.batches import TaskBatches
 from nomic_jax.downstream.config import (
     CLASSIFIERS,
@@ -39,22 +40,18 @@ from nomic_jax.model.heads import EncoderWithHead, Model, make_model
 from nomic_jax.storage import exists, join, read_json, write_json
 from nomic_jax.training.experts import ExpertsConfig, check_experts
 from nomic_jax.training.flops import flops_per_token
-from nomic_jax.training.loop import LoopConfig, train
+from nomic_jax.training.loop import LoopConfig, train_stage
 from nomic_jax.training.optimizer import (
     OptimizerConfig,
-    learning_rate,
     like_named,
-    make_optimizer,
     named_arrays,
 )
 from nomic_jax.training.placement import (
     ComputeConfig,
     MemoryConfig,
     Placement,
-    place_state,
 )
 from nomic_jax.training.run_folder import RunFolder
-from nomic_jax.training.steps import TrainState, make_update
 
 
 def check_model(
@@ -321,13 +318,13 @@ def train_task(
             began with; the mesh does not fit the devices or the model, or splits
             experts where there are none.
     """
-    settings, config = stage.train, model.encoder.config
+    config = model.encoder.config
     check_experts(stage.name, config, ExpertsConfig(), stage.mesh)
     batches = task_batches(stage, encoding, examples)
     placement = Placement.of(
         stage.mesh,
         stage.memory,
-        batch_size=settings.batch_size,
+        batch_size=stage.train.batch_size,
         row_length=batches.row_length,
     )
     stage.compute.of(
@@ -342,25 +339,16 @@ def train_task(
         batches, parts=row_parts(placement.mesh), host=host, hosts=of_hosts
     )
     pin_examples(folder, batches, encoding)
-    optimizer = make_optimizer(stage.optimizer, settings.steps)
-    state = train(
-        stage.name,
-        place_state(TrainState.fresh(model, optimizer), placement.mesh),
-        make_update(
-            task_objective(config, placement),
-            optimizer,
-            seed=settings.seed,
-            mesh=placement.mesh,
-        ),
+    return train_stage(
+        stage,
+        model,
+        task_objective(config, placement),
         batches,
-        settings,
+        placement,
         folder,
-        learning_rate=learning_rate(stage.optimizer, settings.steps),
-        place=lambda batch: put_batch(batch, placement.mesh),
-        evaluate=evaluate and (lambda state: evaluate(state.model)),
-        flops_per_token=lambda batch: flops_per_token(config, batch),
+        evaluate=evaluate,
+        flops_per_token=functools.partial(flops_per_token, config),
     )
-    return state.model
 
 
 def pin_examples(

@@ -42,7 +42,6 @@ from nomic_jax.distributed.mesh import (
     constrain,
     host_share,
     over_data,
-    put_batch,
     row_parts,
     shared,
 )
@@ -57,7 +56,7 @@ from nomic_jax.training.experts import (
     encode_counting,
 )
 from nomic_jax.training.flops import flops_per_token
-from nomic_jax.training.loop import LoopConfig, train
+from nomic_jax.training.loop import LoopConfig, train_stage
 from nomic_jax.training.losses.contrastive import (
     ContrastiveLoss,
     bounded_log_scale,
@@ -65,7 +64,7 @@ from nomic_jax.training.losses.contrastive import (
 )
 from nomic_jax.training.losses.distillation import TeacherConfig, distillation_loss
 from nomic_jax.training.microbatches import in_microbatches
-from nomic_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from nomic_jax.training.optimizer import OptimizerConfig
 from nomic_jax.training.placement import (
     ComputeConfig,
     MemoryConfig,
@@ -75,7 +74,7 @@ from nomic_jax.training.placement import (
 )
 from nomic_jax.training.run_folder import RunFolder
 from nomic_jax.training.start import StartConfig
-from nomic_jax.training.steps import ONE_DEVICE, Objective, TrainState, make_update
+from nomic_jax.training.steps import ONE_DEVICE, Objective
 
 
 def pair_vectors(
@@ -503,7 +502,7 @@ def train_contrastive(
             are to be balanced or split where there are none; a guide or teacher is not
             there, or cannot read such long texts.
     """
-    data, settings = stage.data, stage.train
+    data = stage.data
     longest = max(data.query_length, data.document_length)
     frozen = Frozen(
         guide and FrozenEncoder(*guide), teacher and FrozenEncoder(*teacher)
@@ -513,7 +512,7 @@ def train_contrastive(
     placement = Placement.of(
         stage.mesh,
         stage.memory,
-        batch_size=settings.batch_size,
+        batch_size=stage.train.batch_size,
         row_length=longest,
     )
     batch_at = pair_batches(stage, stores, tokenizer, placement.mesh)
@@ -529,8 +528,10 @@ def train_contrastive(
     config = model.config
     experts = check_experts(stage.name, config, stage.experts, stage.mesh)
     embedding = stage_embedding(stage, embedding)
-    optimizer = make_optimizer(stage.optimizer, settings.steps)
-    update = make_update(
+    frozen = place_state(frozen, placement.mesh)
+    trained = train_stage(
+        stage,
+        BiEncoder.of(model, stage.loss),
         contrastive_objective(
             embedding,
             stage.loss,
@@ -538,23 +539,12 @@ def train_contrastive(
             distillation=stage.teacher,
             experts=experts,
         ),
-        optimizer,
-        seed=settings.seed,
-        mesh=placement.mesh,
-        project=bound_scale(stage.loss),
-    )
-    frozen = place_state(frozen, placement.mesh)
-    start = BiEncoder.of(model, stage.loss)
-    state = train(
-        stage.name,
-        place_state(TrainState.fresh(start, optimizer), placement.mesh),
-        lambda state, batch: update(state, batch, frozen),
         batch_at,
-        settings,
+        placement,
         folder,
-        learning_rate=learning_rate(stage.optimizer, settings.steps),
-        place=lambda batch: put_batch(batch, placement.mesh),
-        evaluate=evaluate and (lambda state: evaluate(state.model.encoder)),
+        frozen=(frozen,),
+        project=bound_scale(stage.loss),
+        evaluate=evaluate and (lambda model: evaluate(model.encoder)),
         flops_per_token=functools.partial(step_flops, config, frozen),
     )
-    return state.model.encoder
+    return trained.encoder

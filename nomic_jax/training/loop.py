@@ -19,14 +19,15 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 
 from nomic_jax.batch import StepBatch
 from nomic_jax.config import did_you_mean
+from nomic_jax.distributed.mesh import put_batch
 from nomic_jax.storage import is_remote, join, local_path, publish
 from nomic_jax.training.metrics import (
     FlopsPerToken,
@@ -36,9 +37,11 @@ from nomic_jax.training.metrics import (
     open_trackers,
     progress_bar,
 )
+from nomic_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from nomic_jax.training.placement import Placement, place_state
 from nomic_jax.training.run_checkpoints import Checkpoints
 from nomic_jax.training.run_folder import RunFolder
-from nomic_jax.training.steps import Metrics, TrainState
+from nomic_jax.training.steps import Metrics, Objective, TrainState, make_update
 
 THREADS = 2  # where no worker processes are asked for
 AHEAD = 8  # batches kept ready, of each worker
@@ -230,6 +233,80 @@ class LoopConfig:
             raise ValueError(
                 f"best={self.best!r} is measured by an evaluation: set evaluate_every"
             )
+
+
+@runtime_checkable
+class TrainingStage(Protocol):
+    """What every stage that trains has."""
+
+    @property
+    def name(self) -> str:
+        """Of the stage, and of its folder."""
+        ...
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """The optimizer and its schedule."""
+        ...
+
+    @property
+    def train(self) -> LoopConfig:
+        """Steps, batch size and intervals."""
+        ...
+
+
+def train_stage(
+    stage: TrainingStage,
+    model: Any,
+    objective: Objective,
+    batch_at: Callable[[int], StepBatch],
+    placement: Placement,
+    folder: RunFolder,
+    *,
+    frozen: Sequence[Any] = (),
+    project: Callable[[Any], Any] | None = None,
+    evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+    flops_per_token: FlopsPerToken | None = None,
+) -> Any:
+    """Train a stage's model: its objective's gradient, the optimizer, the loop.
+
+    Args:
+        stage: its name, optimizer and loop.
+        model: where training starts; consumed.
+        objective: of model, batch, key and the frozen encoders.
+        batch_at: this host's rows of the batch of a step, a pure function.
+        placement: the mesh.
+        folder: where metrics and checkpoints go.
+        frozen: what the step is given after the batch, placed.
+        project: puts the model the optimizer leaves back where it may be.
+        evaluate: measures a model, every `train.evaluate_every` steps.
+        flops_per_token: of a batch's arrays, forward and backward, for the MFU.
+
+    Returns:
+        The trained model.
+    """
+    mesh, settings = placement.mesh, stage.train
+    optimizer = make_optimizer(stage.optimizer, settings.steps)
+    update = make_update(
+        jax.value_and_grad(objective, has_aux=True),
+        optimizer,
+        seed=settings.seed,
+        mesh=mesh,
+        project=project,
+    )
+    state = train(
+        stage.name,
+        place_state(TrainState.fresh(model, optimizer), mesh),
+        lambda state, batch: update(state, batch, *frozen),
+        batch_at,
+        settings,
+        folder,
+        learning_rate=learning_rate(stage.optimizer, settings.steps),
+        place=lambda batch: put_batch(batch, mesh),
+        evaluate=evaluate and (lambda state: evaluate(state.model)),
+        flops_per_token=flops_per_token,
+    )
+    return state.model
 
 
 def train(

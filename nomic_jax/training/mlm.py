@@ -25,7 +25,7 @@ from nomic_jax.data.mlm import Documents, Masking, MlmBatches, texts_per_row
 from nomic_jax.data.schedule import Sampling, Schedule
 from nomic_jax.data.store.store import Store
 from nomic_jax.data.tokenizer import TextTokenizer
-from nomic_jax.distributed.mesh import MeshConfig, host_share, over_data, put_batch
+from nomic_jax.distributed.mesh import MeshConfig, host_share, over_data
 from nomic_jax.model.encoder import NomicBert, Remat
 from nomic_jax.model.heads import MaskedLanguageModel
 from nomic_jax.training.dropout import row_numbers, token_keys
@@ -36,20 +36,19 @@ from nomic_jax.training.experts import (
     encode_counting,
 )
 from nomic_jax.training.flops import flops_per_token
-from nomic_jax.training.loop import LoopConfig, train
+from nomic_jax.training.loop import LoopConfig, train_stage
 from nomic_jax.training.losses.mlm import masked_cross_entropy
 from nomic_jax.training.microbatches import in_microbatches, summed_in_microbatches
-from nomic_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from nomic_jax.training.optimizer import OptimizerConfig
 from nomic_jax.training.placement import (
     ComputeConfig,
     MemoryConfig,
     Placement,
     parameter_names,
-    place_state,
 )
 from nomic_jax.training.run_folder import RunFolder
 from nomic_jax.training.start import StartConfig, config_with_experts, with_experts
-from nomic_jax.training.steps import ONE_DEVICE, Objective, TrainState, make_update
+from nomic_jax.training.steps import ONE_DEVICE, Objective
 
 
 def mlm_objective(
@@ -360,11 +359,10 @@ def train_mlm(
             those it began with; the mesh does not fit the devices or the model; experts
             are to be balanced or split where there are none.
     """
-    settings = stage.train
     placement = Placement.of(
         stage.mesh,
         stage.memory,
-        batch_size=settings.batch_size,
+        batch_size=stage.train.batch_size,
         row_length=stage.data.row_length,
     )
     batch_at = mlm_batches(stage, stores, tokenizer, placement.mesh)
@@ -378,22 +376,13 @@ def train_mlm(
     )
     config = model.encoder.config
     experts = check_experts(stage.name, config, stage.experts, stage.mesh)
-    optimizer = make_optimizer(stage.optimizer, settings.steps)
-    state = train(
-        stage.name,
-        place_state(TrainState.fresh(model, optimizer), placement.mesh),
-        make_update(
-            mlm_objective(placement, experts=experts),
-            optimizer,
-            seed=settings.seed,
-            mesh=placement.mesh,
-        ),
+    return train_stage(
+        stage,
+        model,
+        mlm_objective(placement, experts=experts),
         batch_at,
-        settings,
+        placement,
         folder,
-        learning_rate=learning_rate(stage.optimizer, settings.steps),
-        place=lambda batch: put_batch(batch, placement.mesh),
-        evaluate=evaluate and (lambda state: evaluate(state.model.encoder)),
+        evaluate=evaluate and (lambda model: evaluate(model.encoder)),
         flops_per_token=functools.partial(flops_per_token, config),
     )
-    return state.model

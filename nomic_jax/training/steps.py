@@ -1,6 +1,6 @@
 """One optimizer step as a pure function of (state, batch).
 
-An objective turns a model and a batch into a loss; `make_update` turns an objective and
+An objective turns a model and a batch into a loss; `make_update` turns its gradient and
 an optimizer into the step. Randomness comes from seed, step, text and place alone. An
 update that is not finite is skipped on the device and counted on the host: one overflow
 must not end a run of days, and many in a row must not go on for days.
@@ -50,6 +50,7 @@ def keep_if_finite(
 Metrics: TypeAlias = Mapping[str, Float32[Array, ""]]
 # Of model, batch, key and, where there are any, the frozen encoders.
 Objective: TypeAlias = Callable[..., tuple[Any, Metrics]]
+LossAndGradient: TypeAlias = Callable[..., tuple[tuple[Any, Metrics], Any]]
 Update: TypeAlias = Callable[..., tuple["TrainState", Metrics]]
 
 
@@ -73,7 +74,7 @@ class TrainState:
 
 
 def make_update(
-    objective: Objective,
+    loss_and_gradient: LossAndGradient,
     optimizer: optax.GradientTransformation,
     *,
     seed: int,
@@ -90,7 +91,8 @@ def make_update(
     objective reports.
 
     Args:
-        objective: of model, batch, key and what else the step is given.
+        loss_and_gradient: of model, batch, key and what else the step is given:
+            `jax.value_and_grad(objective, has_aux=True)`.
         optimizer: what becomes of the gradient.
         seed: of the keys.
         mesh: over which the state is and goes on lying.
@@ -99,9 +101,7 @@ def make_update(
 
     def update(state: TrainState, batch: Any, *frozen) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        (loss, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(
-            state.model, batch, key, *frozen
-        )
+        (loss, metrics), gradient = loss_and_gradient(state.model, batch, key, *frozen)
         parameters = named_arrays(state.model)
         changes, moments = optimizer.update(
             named_arrays(gradient), state.optimizer, parameters

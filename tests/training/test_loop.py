@@ -63,7 +63,11 @@ class Case:
     def __init__(self, objective, batch_at, draw):
         self.batch_at = batch_at
         self.optimizer = make_optimizer(OPTIMIZER, STEPS)
-        self.update = make_update(objective, self.optimizer, seed=CONFIG.seed)
+        self.update = make_update(
+            jax.value_and_grad(objective, has_aux=True),
+            self.optimizer,
+            seed=CONFIG.seed,
+        )
         # However it is drawn, all runs begin with it.
         options = {"xla_backend_optimization_level": 0}
         self.model = jax.jit(draw, compiler_options=options)()

@@ -81,7 +81,9 @@ def step(request, tiny_config):
     model, batch, objective = CASES[request.param](tiny_config)
     optimizer = optax.sgd(0.1)
     state = TrainState.fresh(jax.tree.map(jnp.copy, model), optimizer)
-    after, metrics = make_update(objective, optimizer, seed=0)(state, batch)
+    after, metrics = make_update(
+        jax.value_and_grad(objective, has_aux=True), optimizer, seed=0
+    )(state, batch)
     return Step(
         request.param,
         named(model),
@@ -161,7 +163,9 @@ def test_the_key_of_a_step_is_folded_from_seed_and_step():
 
     optimizer = optax.sgd(0.0)  # the parameter stays: only the key moves
     for seed in (0, 5):
-        update = make_update(objective, optimizer, seed=seed)
+        update = make_update(
+            jax.value_and_grad(objective, has_aux=True), optimizer, seed=seed
+        )
         state = TrainState.fresh(jnp.ones(()), optimizer)
         for step in range(3):
             state, metrics = update(state, None)
@@ -179,7 +183,7 @@ def test_a_step_that_is_not_finite_changes_the_count_of_steps_alone(tiny_config)
         return loss * jnp.where(jnp.asarray(batch.targets).sum() < 0, jnp.nan, 1), {}
 
     optimizer = optax.adam(0.1)
-    update = make_update(broken, optimizer, seed=0)
+    update = make_update(jax.value_and_grad(broken, has_aux=True), optimizer, seed=0)
     state = TrainState.fresh(jax.tree.map(jnp.copy, model), optimizer)
     state, metrics = update(state, batch)
     assert float(metrics["skipped"]) == 0 and np.isfinite(metrics["loss"])
@@ -222,7 +226,12 @@ def test_a_scale_at_its_bound_stays_there_and_can_fall_again():
 
     optimizer, bound = optax.sgd(1.0), np.float32(np.log(50.0))
     loss = ContrastiveLoss(learned_scale=True, max_scale=50.0)
-    update = make_update(objective, optimizer, seed=0, project=bound_scale(loss))
+    update = make_update(
+        jax.value_and_grad(objective, has_aux=True),
+        optimizer,
+        seed=0,
+        project=bound_scale(loss),
+    )
     start = BiEncoder(KeysAsHidden(), jnp.float32(bound - 0.25))
     state = TrainState.fresh(start, optimizer)
     for slope, expected in ((-0.5, bound), (-0.5, bound), (0.5, bound - 0.5)):

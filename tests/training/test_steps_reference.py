@@ -59,7 +59,7 @@ def ours(tiny_config, store, schedule):
     model = jax.jit(lambda: NomicBert(tiny_config, rngs=nnx.Rngs(0)))()
     optimizer = make_optimizer(ADAMW, STEPS)
     objective = contrastive_objective(EMBEDDING, LOSS, Placement(most_rows=5))
-    update = make_update(objective, optimizer, seed=0)
+    update = make_update(jax.value_and_grad(objective, has_aux=True), optimizer, seed=0)
     state = TrainState.fresh(BiEncoder.of(model, LOSS), optimizer)
     parameters, metrics = [published(state.model.encoder)], []
     for step in range(STEPS):

@@ -14,7 +14,7 @@ import functools
 import importlib
 import math
 from collections.abc import Iterable, Mapping
-from typing import Literal, Protocol, cast, get_args
+from typing import Literal, Protocol, cast, get_args, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float, Int
@@ -101,6 +101,7 @@ class AttentionSpec:
         )
 
 
+@runtime_checkable
 class AttentionKernel(Protocol):
     """What a backend's module holds."""
 

@@ -383,7 +383,11 @@ def step_of_model(
         stage,
         mesh,
         make_update(
-            objective, optimizer, seed=settings.seed, mesh=mesh, project=project
+            jax.value_and_grad(objective, has_aux=True),
+            optimizer,
+            seed=settings.seed,
+            mesh=mesh,
+            project=project,
         ),
         placed,
         further,
