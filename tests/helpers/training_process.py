@@ -30,7 +30,7 @@ from nomic_jax.data.store.store import Store
 from nomic_jax.data.tokenizer import SPECIAL_TOKENS, TextTokenizer
 from nomic_jax.distributed import hosts
 from nomic_jax.distributed.mesh import MeshConfig
-from nomic_jax.training import contrastive, mlm
+from nomic_jax.training import loop as loop_module
 from nomic_jax.training.contrastive import ContrastiveStage, PairData, train_contrastive
 from nomic_jax.training.loop import LoopConfig
 from nomic_jax.training.losses.contrastive import ContrastiveLoss
@@ -170,8 +170,7 @@ def train_stage(
     opened = RunFolder.open(place, {}, write=hosts.is_first())
     handler = orbax.checkpoint.StandardCheckpointHandler
     handler.finalize = delayed(handler.finalize, writing)
-    for module in (mlm, contrastive):
-        module.put_batch = noting(module.put_batch, f"{folder}.batches")
+    loop_module.put_batch = noting(loop_module.put_batch, f"{folder}.batches")
     loop = LoopConfig(
         steps=steps,
         batch_size=BATCH,
