@@ -266,7 +266,7 @@ POLL_SECONDS = 1.0
 
 
 class Candidates(NamedTuple):
-    """A source of pairs, the columns they stand in, and prefixes of its own, if any."""
+    """A source of pairs, its columns, and its own prefixes, if any."""
 
     source: Source
     columns: PairColumns

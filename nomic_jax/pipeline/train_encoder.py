@@ -313,13 +313,13 @@ def trained_contrastive(
         carried, embedding=stage_embedding(stage, embedder.config)
     )
     frozen = {section: loaded(named) for section, named in frozen_models(stage).items()}
-    beside = {
+    encoders = {
         section: FrozenEncoder(other.model, other.config)
         for section, other in frozen.items()
     }
     stage = with_memory_settings(
         *(stage, embedder.model.config, trained.embedder.config, folder),
-        frozen=Frozen(**beside),
+        frozen=Frozen(**encoders),
     )
     model = train_contrastive(
         stage,

@@ -30,7 +30,7 @@ class Published:
     inside: bool = True  # of the encoder, whose names may have a prefix
 
     def __str__(self) -> str:
-        """Show the names as they stand in the table."""
+        """Show the names as the table has them."""
         part, parts = self.share
         rows = f" rows {part + 1}/{parts}" if parts > 1 else ""
         return " ".join(self.names) + rows
